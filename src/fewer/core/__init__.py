@@ -1,0 +1,14 @@
+"""The words that every room shares. Imports nothing of ours, and no torch."""
+
+from .budget import SCOPES as SCOPES
+from .budget import Budget as Budget
+from .budget import Scope as Scope
+from .budget import budget as budget
+from .method import Method as Method
+from .method import axes as axes
+from .method import find as find
+from .method import method as method
+from .method import methods as methods
+from .paper import Paper as Paper
+from .site import Change as Change
+from .site import Site as Site

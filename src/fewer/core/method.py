@@ -1,0 +1,80 @@
+"""What a method is, and how it is found: the file system is the registry.
+
+`fewer/weights/wanda.py` holds `class Wanda`; its name is `weights/wanda`. Nothing is listed
+anywhere else, so two people who add two methods never touch the same line.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC
+from importlib.metadata import entry_points
+from typing import ClassVar, TypeVar
+
+from .paper import Paper
+
+AXES = (
+    "weights",
+    "activations",
+    "attention",
+    "cache",
+    "experts",
+    "features",
+    "finetune",
+    "retrieval",
+    "tokens",
+    "spatial",
+    "codes",
+)
+
+
+class Method(ABC):
+    """A frozen dataclass of hyper-parameters with one verb; what it must know of the data is in `needs`."""
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    needs: ClassVar[tuple[type, ...]] = ()  # the statistics it asks for
+
+
+M = TypeVar("M", bound=type[Method])
+
+
+def method(paper: Paper):
+    """Make the class a method: frozen, comparable, printable, named after its file, tied to its paper."""
+
+    def wrap(cls: M) -> M:
+        package, _, file = cls.__module__.rpartition(".")
+        if not cls.__doc__:
+            raise TypeError(f"{cls.__name__}: say the rule in the docstring's first line")
+        cls.name, cls.paper = f"{package.rpartition('.')[2]}/{file}", paper
+        return dataclasses.dataclass(frozen=True)(cls)
+
+    return wrap
+
+
+def axes() -> tuple[str, ...]:
+    return AXES
+
+
+def methods(axis: str) -> list[str]:
+    """The names of an axis's methods, without importing them."""
+    spec = importlib.util.find_spec(f"fewer.{axis}")
+    folder = spec.submodule_search_locations if spec else None
+    ours = [m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_")]
+    theirs = [e.name.partition("/")[2] for e in entry_points(group="fewer.methods") if e.name.startswith(f"{axis}/")]
+    return [f"{axis}/{name}" for name in sorted(ours + theirs)]
+
+
+def find(name: str) -> type[Method]:
+    """The class of `weights/wanda`; imports that one file only. `LookupError` names what is close."""
+    axis, _, file = name.partition("/")
+    if axis in AXES and name in methods(axis):
+        for entry in entry_points(group="fewer.methods", name=name):
+            return entry.load()
+        module = importlib.import_module(f"fewer.{axis}.{file}")
+        return getattr(module, "".join(part.title() for part in file.split("_")))
+    every = [m for a in AXES for m in methods(a)]
+    close = difflib.get_close_matches(name, every) or [m for m in every if file and file in m]
+    raise LookupError(f"no method {name!r}; close: {', '.join(close) or 'none, see `fewer methods`'}")

@@ -1,0 +1,79 @@
+"""What every layout can do: pack, unpack, know its bytes, and become named tensors and back."""
+
+import dataclasses
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+
+class Layout(ABC):
+    """A frozen dataclass of tensors and small numbers that stands for a sparse matrix.
+
+    Leaves are `@layout` classes, one file each: `fewer/layout/bitmask.py` holds `class Bitmask`, named `bitmask`.
+    """
+
+    name: ClassVar[str]
+    shape: tuple[int, ...]
+
+    @classmethod
+    @abstractmethod
+    def pack(cls, x: Shaped[Tensor, "*rows n"], keep: Bool[Tensor, "*rows n"]) -> Self:
+        """Store `x` where `keep` is True. Raises `ValueError` if `keep` has not the structure that is stored."""
+
+    @abstractmethod
+    def dense(self) -> Shaped[Tensor, "*rows n"]:
+        """The matrix again, exactly: same dtype, zeros where nothing was kept."""
+
+    @abstractmethod
+    def keep(self) -> Bool[Tensor, "*rows n"]:
+        """Where something was kept, kept zeros too."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must be saved, by field name."""
+        return {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest, ready for JSON."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: value for name, value in pairs if not isinstance(value, Tensor)}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Self:
+        """The inverse of `tensors` and `numbers`, also after a trip through JSON."""
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
+        return cls(**tensors, **plain)
+
+    def to(self, device: torch.device | str) -> Self:
+        return dataclasses.replace(self, **{k: v.to(device) for k, v in self.tensors().items()})
+
+    @property
+    def bytes(self) -> int:
+        """All of it, indices and metadata included."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+def layout(cls: type) -> type:
+    """Make the class a layout: frozen, named after its file."""
+    cls.name = cls.__module__.rpartition(".")[2]
+    return dataclasses.dataclass(frozen=True, eq=False)(cls)
+
+
+def layouts() -> list[str]:
+    """The names of all layouts."""
+    here = importlib.import_module("fewer.layout").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(here) if not m.name.startswith("_"))
+
+
+def find_layout(name: str) -> type[Layout]:
+    """The class of `bitmask`."""
+    if name not in layouts():
+        raise LookupError(f"no layout {name!r}; there are: {', '.join(layouts())}")
+    module = importlib.import_module(f"fewer.layout.{name}")
+    return next(
+        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Layout) and c.__module__ == module.__name__
+    )
