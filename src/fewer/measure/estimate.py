@@ -1,0 +1,90 @@
+"""A number and how sure we are of it: 95 % intervals, said how."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`value`, its 95 % interval `low` to `high`, and the number `n` of independent pieces (windows, questions) behind it.
+
+    >>> print(Estimate(6.3, 6.25, 6.35, 32)), print(Estimate(0.96, 0.87, 0.98, 50))
+    6.300 ± 0.050
+    0.960 [0.870, 0.980]
+    (None, None)
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        width = (self.high - self.low) / 2
+        if not math.isfinite(width):
+            return f"{self.value:.4g}"
+        if width == 0:
+            return f"{self.value:.6g} ± 0"
+        digits = min(12, max(0, 1 - math.floor(math.log10(width))))  # two digits of the uncertainty
+        if abs(self.high + self.low - 2 * self.value) <= 0.1 * width:
+            return f"{self.value:.{digits}f} ± {width:.{digits}f}"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def mean(x: Float[Tensor, " n"]) -> Estimate:
+    """The mean of independent pieces with Student's interval, `mean ± t(n - 1) * s / sqrt(n)`; endless for one piece.
+
+    >>> import torch
+    >>> mean(torch.tensor([1.0, 2.0, 3.0]))  # s = 1, t(2) = 4.303
+    Estimate(value=2.0, low=-0.484..., high=4.484..., n=3)
+    """
+    n = len(x)
+    if n == 0:
+        raise ValueError("nothing was measured: give at least one window or one question")
+    x = x.double()
+    value = x.mean().item()
+    half = student(n - 1) * x.std().item() / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(value, value - half, value + half, n)
+
+
+def paired(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Estimate:
+    """The mean of `a - b` over the same pieces: far narrower than the difference of two intervals, as the text cancels.
+
+    Of two `nll`s over the same windows it is the difference in nats per token, and its exponential the ratio of perplexities.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} pieces: paired needs the same windows for both")
+    return mean(a.double() - b.double())
+
+
+def share(right: int, n: int) -> Estimate:
+    """A share of yes among `n` answers, with Wilson's interval (Wilson 1927, JASA 22): honest near 0 and 1 as well.
+
+    >>> share(0, 10)
+    Estimate(value=0.0, low=0.0, high=0.277..., n=10)
+    """
+    if n < 1 or not 0 <= right <= n:
+        raise ValueError(f"{right} right of {n}: need at least one answer, and no more right ones than answers")
+    p, z2 = right / n, NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Estimate(p, max(0.0, middle - half) if right else 0.0, min(1.0, middle + half) if right < n else 1.0, n)
+
+
+@cache
+def student(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t: with t = sqrt(f) tan(a), the density of the angle a is cos(a)^(f-1)."""
+    if freedom > 10_000:
+        return NormalDist().inv_cdf((1 + LEVEL) / 2)
+    angle = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(LEVEL * mass[-1], mass, angle))
