@@ -75,5 +75,7 @@ def find_layout(name: str) -> type[Layout]:
         raise LookupError(f"no layout {name!r}; there are: {', '.join(layouts())}")
     module = importlib.import_module(f"fewer.layout.{name}")
     return next(
-        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Layout) and c.__module__ == module.__name__
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Layout) and c.__module__ == module.__name__
     )
