@@ -26,7 +26,9 @@ UNSAID = re.compile("sparsity|ratio(?!n)|compression")  # True means kept; a bud
 BY_NAME = {  # where a module is found by its name, so that nothing has to be listed by hand
     "__init__.py",
     "core/method.py",
+    "kernels/_dispatch.py",
     "layout/_base.py",
+    "recipe/engine.py",
     "testing/__init__.py",
 }
 

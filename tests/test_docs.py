@@ -1,0 +1,86 @@
+"""What the documentation says is true: every method has its page, and every Python block in it runs."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fewer.core import axes, methods
+from tools.docs import pages
+from tools.floors import FLOORS, SOURCE
+
+ROOT = SOURCE.parents[1]
+WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+NAMES = [name for axis in axes() for name in methods(axis)]
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, str]:
+    return pages()
+
+
+def test_every_method_has_one_page_with_its_rule_example_paper_and_source(made):
+    for name in NAMES:
+        page = made[f"methods/{name}.md"]
+        assert f"`{name}`" in page and "**Paper.** [" in page and "class " in page
+        assert "```pycon\n>>> " in page or name.endswith("/random"), f"{name}: no worked example on its page"
+        assert page.count("\n## ") == 4, f"{name}: a section is missing"
+    assert sum(address.count("/") == 2 and not address.endswith("index.md") for address in made) == len(NAMES)
+
+
+def test_every_method_stands_once_on_its_axis_and_once_among_the_papers(made):
+    for name in NAMES:
+        axis, _, short = name.partition("/")
+        assert made[f"methods/{axis}/index.md"].count(f"[{name}]({short}.md)") == 1
+        assert made["methods/index.md"].count(f"[{name}]({name}.md)") == 1
+        assert made["papers.md"].count(f"[{name}](methods/{name}.md)") == 1
+
+
+def test_the_pages_lead_to_each_other(made):
+    written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*") if p.is_file()}
+    texts = {**made, **{p.relative_to(ROOT / "docs").as_posix(): p.read_text() for p in WRITTEN[1:]}}
+    for address, text in texts.items():
+        for link in LINK.findall(text):
+            there = os.path.normpath(os.path.join(os.path.dirname(address), link))
+            assert there in made or there in written, f"{address} points to {link}, which is not there"
+
+
+def test_what_readme_points_to_exists():
+    for link in LINK.findall((ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), f"README.md points to {link}, which is not there"
+
+
+def test_readme_is_short_and_names_every_axis():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    assert [axis for axis in axes() if f"`{axis}`" not in text] == []
+
+
+def test_the_architecture_page_names_every_room_on_its_floor():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for number, floor in enumerate(FLOORS[:-1]):
+        row = next((line for line in text.splitlines() if line.startswith(f"| {number} |")), "")
+        missing = [room for room in floor if f"`{room}`" not in row]
+        assert not missing, f"floor {number} of docs/architecture.md lacks {missing}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in WRITTEN if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def test_the_python_in_a_page_runs(path, tmp_path):
+    """All blocks of a page run in order in one fresh interpreter, as a reader would paste them."""
+    code = "\n".join(BLOCK.findall(path.read_text()))
+    paths = os.pathsep.join([str(SOURCE.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
+        timeout=300,
+    )
+    assert run.returncode == 0, f"{path.relative_to(ROOT)}\n{run.stdout}\n{run.stderr}"
