@@ -1,0 +1,63 @@
+"""What the points say, in words, and which of them no other beats."""
+
+import re
+from collections.abc import Sequence
+
+from .table import Row, number
+
+
+def measured(rows: Sequence[Row], quality: str = "perplexity") -> list[Row]:
+    """The rows that have a quality: those whose job did not fail."""
+    return [row for row in rows if row.get(quality) is not None]
+
+
+def front(rows: Sequence[Row], cost: str = "bits", quality: str = "perplexity") -> list[Row]:
+    """The points that no other beats: nothing is cheaper and at least as good. Cheapest first.
+
+    >>> rows = [dict(bits=1, perplexity=9), dict(bits=2, perplexity=9), dict(bits=2, perplexity=7), dict(bits=3, perplexity=8)]
+    >>> [(row["bits"], row["perplexity"]) for row in front(rows)]
+    [(1, 9), (2, 7)]
+    """
+    best, found = float("inf"), []
+    for row in sorted(measured(rows, quality), key=lambda row: (row[cost], row[quality])):
+        if row[quality] < best:
+            best = row[quality]
+            found.append(row)
+    return found
+
+
+def best(rows: Sequence[Row], budget: str, quality: str = "perplexity") -> Row | None:
+    """The best method at a budget, controls apart."""
+    there = [row for row in measured(rows, quality) if row["budget"] == budget and not row.get("control")]
+    return min(there, key=lambda row: row[quality], default=None)
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """The result in one sentence, at the budget nearest to a half that most methods were measured at.
+
+    >>> make = lambda method, budget, p: dict(method=method, budget=budget, kept=0.5, perplexity=p, control=method in "random dense")
+    >>> finding([make("dense", "", 6.0), make("wanda", "50%", 6.6), make("random", "50%", 600.0)])
+    'Keeping 50 %, wanda costs +10 % perplexity, random ×100'
+    """
+    there = measured(rows)
+    dense = next((row for row in there if row["method"] == "dense"), None)
+    budgets = {row["budget"] for row in there if not row.get("control")}
+    if dense is None or not budgets:
+        return "Nothing could be measured"
+    methods = {b: sum(row["budget"] == b for row in there) for b in budgets}
+    kept = {row["budget"]: row["kept"] for row in there}
+    budget = min(sorted(budgets), key=lambda b: (-methods[b], abs(kept[b] - 0.5), ":" in b))
+    winner = best(there, budget)
+    control = next((row for row in there if row["method"] == "random" and row["budget"] == budget), None)
+    assert winner is not None
+    text = f"Keeping {_spaced(budget)}, {winner['method']} costs {_growth(winner, dense)} perplexity"
+    return text + (f", random {_growth(control, dense)}" if control else "")
+
+
+def _growth(row: Row, dense: Row) -> str:
+    times = row["perplexity"] / dense["perplexity"]
+    return f"×{number(times)}" if times >= 10 else f"{(times - 1) * 100:+.0f} %"
+
+
+def _spaced(budget: str) -> str:
+    return re.sub(r"(\d)%", r"\1 %", budget)
