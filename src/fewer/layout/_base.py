@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -57,7 +57,11 @@ class Layout(ABC):
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
 
-def layout(cls: type) -> type:
+Leaf = TypeVar("Leaf", bound=Layout)
+
+
+@dataclass_transform(eq_default=False, frozen_default=True)
+def layout(cls: type[Leaf]) -> type[Leaf]:
     """Make the class a layout: frozen, named after its file."""
     cls.name = cls.__module__.rpartition(".")[2]
     return dataclasses.dataclass(frozen=True, eq=False)(cls)

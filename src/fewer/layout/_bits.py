@@ -14,6 +14,7 @@ _GATHER = sum(1 << (56 - 7 * i) for i in range(8))
 def pack_bits(bits: Bool[Tensor, "rows n"]) -> UInt8[Tensor, "rows bytes"]:
     """Eight to a byte, the first in the lowest bit; each row begins a byte (numpy's `packbits(bitorder="little")`).
 
+    >>> import torch
     >>> pack_bits(torch.tensor([[True, False, True], [False, True, True]]))
     tensor([[5],
             [6]], dtype=torch.uint8)
@@ -44,10 +45,10 @@ def start_bytes(rows: int, count: int) -> int:
 def columns(keep: Bool[Tensor, "rows cols"]) -> Integer[Tensor, " kept"]:
     """The column of each survivor, in row-major order: uint16, or int32 if there are more than 65536 columns."""
     cols = keep.shape[1]
-    column = torch.arange(cols, device=keep.device, dtype=torch.int32)
-    if cols <= 2**16:  # int16 wraps and is read as uint16 again: torch selects the first but not yet the second
-        return column.to(torch.int16).expand_as(keep).masked_select(keep).view(torch.uint16)
-    return column.expand_as(keep).masked_select(keep)
+    column = keep.flatten().nonzero().flatten().remainder_(max(cols, 1))
+    if cols <= 2**16:  # int16 wraps, and is read as uint16 again
+        return column.to(torch.int16).view(torch.uint16)
+    return column.to(torch.int32)
 
 
 def column_bytes(cols: int) -> int:
@@ -65,6 +66,7 @@ def common_unit(keep: Bool[Tensor, "rows cols"], most: int) -> tuple[int, int]:
 
     A unit may only end where the pattern changes, so its height divides every row at which it does; so with columns.
 
+    >>> import torch
     >>> common_unit(torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0]]).bool(), most=16)
     (2, 2)
     """

@@ -23,6 +23,7 @@ Kind = TypeVar("Kind", bound=Layout)
 def convert(a: Layout, kind: type[Kind]) -> Kind:
     """The same matrix in another layout. Raises `ValueError` if that layout cannot hold this pattern.
 
+    >>> import torch
     >>> w = torch.tensor([[5.0, 0.0, 0.0, 7.0]])
     >>> convert(Csr.pack(w, w != 0), Nm).place
     tensor([[12]], dtype=torch.uint8)
@@ -35,6 +36,7 @@ def smallest(x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], bu
 
     All but `Dense` hold the pattern exactly; `Dense` forgets zeros that were kept.
 
+    >>> import torch
     >>> w = torch.eye(64)
     >>> smallest(w, w != 0).name, smallest(w, w < 2).name
     ('csr', 'dense')

@@ -19,6 +19,7 @@ class Bitmask(Layout):
 
     Bytes: kept · itemsize + rows · ceil(cols / 8) + 4 · (rows + 1); 8 for 4 from 2^31 survivors on.
 
+    >>> import torch
     >>> w = torch.tensor([[5.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, 0.0]])
     >>> b = Bitmask.pack(w, w != 0)
     >>> b.value.tolist(), b.mask.tolist(), b.start.tolist()      # 9 = 0b1001: columns 0 and 3

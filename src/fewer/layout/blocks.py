@@ -25,6 +25,7 @@ class Blocks(Layout):
 
     Bytes: 8 · grid + 8 · grid / key blocks, with grid = batch · heads · query blocks · key blocks.
 
+    >>> import torch
     >>> causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     >>> b = Blocks.of_tokens(causal, block=(2, 2))
     >>> b.dense()[0, 0].tolist()

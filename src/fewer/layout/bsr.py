@@ -20,6 +20,7 @@ class Bsr(Layout):
     Bytes: kept · itemsize + 2 · blocks + 4 · (rows / h + 1); 4 for 2 beyond 65536 block columns, 8 for 4 from 2^31
     blocks on.
 
+    >>> import torch
     >>> w = torch.tensor([[0.0, 0.0, 5.0, 6.0], [0.0, 0.0, 7.0, 8.0]])
     >>> b = Bsr.pack(w, w != 0, unit=(2, 2))
     >>> b.value.tolist(), b.column.tolist(), b.start.tolist()

@@ -19,6 +19,7 @@ class Csr(Layout):
 
     Bytes: kept · (itemsize + 2) + 4 · (rows + 1); 4 for 2 beyond 65536 columns, 8 for 4 from 2^31 survivors on.
 
+    >>> import torch
     >>> w = torch.tensor([[5.0, 0.0, 0.0, 7.0], [0.0, 3.0, 0.0, 0.0]])
     >>> c = Csr.pack(w, w != 0)
     >>> c.value.tolist(), c.column.tolist(), c.start.tolist()

@@ -23,6 +23,7 @@ class Delta(Layout):
 
     Bytes: kept · (itemsize + 2) + 2 · (escapes: the sum over gaps of gap // 65535).
 
+    >>> import torch
     >>> change = torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.25, 0.0]])
     >>> d = Delta.pack(change, change != 0)
     >>> d.gap.tolist(), d.value.tolist(), d.bytes      # 2 · (4 + 2)

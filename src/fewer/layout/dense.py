@@ -18,6 +18,7 @@ class Dense(Layout):
 
     Bytes: numel · itemsize.
 
+    >>> import torch
     >>> d = Dense.pack(torch.tensor([[5.0, 2.0]]), torch.tensor([[True, False]]))
     >>> d.value.tolist(), d.keep().tolist(), d.bytes
     ([[5.0, 0.0]], [[True, False]], 8)

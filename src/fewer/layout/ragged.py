@@ -20,6 +20,7 @@ class Ragged(Layout):
 
     Bytes: kept · (d · itemsize + 4) + 4 · (rows + 1); 8 for the last 4 from 2^31 vectors on.
 
+    >>> import torch
     >>> x = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]])      # 2 heads, 3 tokens, d = 1
     >>> r = Ragged.pack(x, torch.tensor([[True, False, True], [False, True, False]]))
     >>> r.value.flatten().tolist(), r.place.tolist(), r.start.tolist()

@@ -20,6 +20,7 @@ class Tiles(Layout):
     Bytes: kept · itemsize + 2 · kept / height + 4 · (rows / height + 1); 4 for 2 beyond 65536 columns, 8 for 4 from
     2^31 tiles on.
 
+    >>> import torch
     >>> w = torch.tensor([[5.0, 0.0, 7.0], [6.0, 0.0, 8.0], [0.0, 1.0, 0.0], [0.0, 2.0, 0.0]])
     >>> t = Tiles.pack(w, w != 0, height=2)
     >>> t.value.tolist(), t.column.tolist(), t.start.tolist()
