@@ -1,0 +1,32 @@
+"""sparse_linear: a linear map whose weights are stored in a layout."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fewer.kernels._dispatch import run
+from fewer.layout import Layout
+
+
+def sparse_linear(
+    x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None
+) -> Float[Tensor, "*b n_out"]:
+    """Multiply by a packed weight: `y = x @ w.dense().T + bias`, in the dtype of `x`, summed in float32 or better.
+
+    Weights may be stored smaller than `x` (bfloat16 or int8 under a float32 `x`). Differentiable in `x`, `bias` and the
+    stored values. Raises `ValueError` when the shapes do not meet.
+
+    >>> import torch
+    >>> from fewer.layout import Csr
+    >>> w = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    >>> sparse_linear(torch.tensor([[1.0, 1.0, 10.0]]), Csr.pack(w, w != 0))
+    tensor([[21.,  0.]])
+    """
+    if x.shape[-1] != w.shape[-1]:
+        raise ValueError(
+            f"x has {x.shape[-1]} features and the weight takes {w.shape[-1]}: give x [..., {w.shape[-1]}]"
+        )
+    if bias is not None and bias.shape != (w.shape[0],):
+        raise ValueError(
+            f"the bias is {list(bias.shape)} and the weight gives {w.shape[0]}: give one of [{w.shape[0]}]"
+        )
+    return run("sparse_linear", x, w, bias)
