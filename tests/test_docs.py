@@ -84,3 +84,18 @@ def test_the_python_in_a_page_runs(path, tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, f"{path.relative_to(ROOT)}\n{run.stdout}\n{run.stderr}"
+
+
+def test_the_method_that_the_guide_adds_passes_its_checks(tmp_path):
+    """The file of docs/adding-a-method.md is put where a reader would put it, and nothing else is done."""
+    guide = (ROOT / "docs" / "adding-a-method.md").read_text()
+    (source,) = re.findall(r'^```python title="src/fewer/weights/mine.py"\n(.*?)^```', guide, re.M | re.S)
+    (tmp_path / "mine.py").write_text(source)
+    code = (
+        f"import fewer.weights\nfewer.weights.__path__.append({str(tmp_path)!r})\n"
+        "from fewer.core import methods\nfrom fewer.testing import check_method\n"
+        "assert 'weights/mine' in methods('weights')\ncheck_method('weights/mine')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
