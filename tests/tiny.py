@@ -51,7 +51,7 @@ def build(family: str, seed: int = 0, layers: int | None = None) -> nn.Module:
     if layers is not None:
         config.num_hidden_layers = layers
     torch.manual_seed(seed)
-    model = KINDS.get(family, AutoModelForCausalLM).from_config(config, attn_implementation="eager")
+    model = KINDS.get(family, AutoModelForCausalLM).from_config(config)
     for p in model.parameters():
         p.data.add_(torch.randn_like(p), alpha=0.1)
     return model.eval().requires_grad_(False)

@@ -21,16 +21,9 @@ class _Heard(Exception):
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    """The model on a batch: token ids, pixel values, a dict of arguments, or a plain module's only tensor."""
-    accepted = inspect.signature(model.forward).parameters
-    cache = {"use_cache": False} if "use_cache" in accepted else {}
-    if isinstance(batch, Mapping):
-        return model(**batch, **cache)
-    if "input_ids" in accepted and not batch.is_floating_point():
-        return model(input_ids=batch, **cache)
-    if "pixel_values" in accepted:
-        return model(pixel_values=batch, **cache)
-    return model(batch, **cache)
+    """The model on a batch, without a cache: a dict of arguments, or its first one (token ids, pixel values)."""
+    cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return model(**batch, **cache) if isinstance(batch, Mapping) else model(batch, **cache)
 
 
 def first_of(output: Any) -> Tensor:

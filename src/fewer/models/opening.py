@@ -37,6 +37,8 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
         raise ValueError(f"not a dtype for weights: {dtype!r}; write 'float32', 'bfloat16' or 'float16'")
     place = locate(name_or_path)
     config = _config(place)
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fewer":
+        from . import hub as hub  # teaches transformers to open what we packed
     with _quiet():
         model, told = auto_class(config).from_pretrained(
             place, config=config, dtype=kind, output_loading_info=True, use_safetensors=True

@@ -1,0 +1,101 @@
+"""Packed models as checkpoints: importing this lets transformers' `from_pretrained` open what we save."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fewer.layout import find_layout
+
+from .packed import SparseLinear, swap
+
+VERSION = 1
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The `quantization_config` of a model with `SparseLinear` modules: layouts, numbers, names and shapes of tensors."""
+    packed = {name: m for name, m in model.named_modules() if isinstance(m, SparseLinear)}
+    return {"quant_method": "fewer", "version": VERSION, "sites": {name: _describe(m) for name, m in packed.items()}}
+
+
+def _describe(module: SparseLinear) -> dict[str, Any]:
+    tensors = {n: t for n, t in module.named_buffers(recurse=False)}
+    values = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+    return {
+        "layout": module.kind.name,
+        "numbers": module.layout.numbers(),
+        "dtype": str(values).removeprefix("torch."),
+        "rank": 0 if module.right is None else len(module.right),
+        "tensors": {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in tensors.items()},
+    }
+
+
+def save_packed(model: nn.Module, path: str | Path) -> None:
+    """`model.save_pretrained(path)` with the description of its packed modules; the model itself stays as it is."""
+    before = getattr(model.config, "quantization_config", None)
+    model.config.quantization_config = describe(model)
+    try:
+        model.save_pretrained(path)
+    finally:
+        if before is None:
+            del model.config.quantization_config
+        else:
+            model.config.quantization_config = before
+
+
+def empty(name: str, told: Mapping[str, Any], old: nn.Module) -> SparseLinear:
+    """A `SparseLinear` on the meta device, as described, to be filled by a loader."""
+    tensors = {
+        field: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for field, (dtype, shape) in told["tensors"].items()
+    }
+    low_rank = (tensors.pop("left"), tensors.pop("right")) if told["rank"] else None
+    layout = find_layout(told["layout"]).restore(tensors, told["numbers"])
+    try:
+        return SparseLinear.from_linear(old, layout, low_rank)
+    except ValueError as error:
+        raise ValueError(f"{name} in quantization_config: {error}") from error
+
+
+class FewerConfig(QuantizationConfigMixin):
+    """`quantization_config` in a config.json with `"quant_method": "fewer"`."""
+
+    def __init__(self, sites: dict[str, Any], version: int = VERSION, quant_method: str = "fewer") -> None:
+        if version > VERSION:
+            raise ValueError(
+                f"this model was saved in format {version} and this fewer reads up to {VERSION}: update it"
+            )
+        self.quant_method, self.version, self.sites = quant_method, version, sites
+
+
+class FewerQuantizer(HfQuantizer):
+    """Puts empty packed modules in place before transformers fills them."""
+
+    requires_calibration = True  # only what was packed before can be opened
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        here = dict(model.named_modules())
+        told = self.quantization_config.sites
+        for name in told:
+            if name not in here:
+                raise ValueError(f"quantization_config names {name!r}, which {type(model).__name__} does not have")
+        swap(model, {name: empty(name, site, here[name]) for name, site in told.items()})
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+if "fewer" not in AUTO_QUANTIZER_MAPPING:
+    register_quantizer("fewer")(FewerQuantizer)
+if "fewer" not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config("fewer")(FewerConfig)

@@ -1,0 +1,146 @@
+"""A linear module whose weights live in a layout, and how it takes a dense module's place and gives it back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from fewer.core.site import Site
+from fewer.kernels.sparse_linear import sparse_linear
+from fewer.layout import Layout, smallest
+
+LowRank = tuple[Tensor, Tensor]  # left [out, rank], right [rank, in]
+
+
+class SparseLinear(nn.Module):
+    """y = x W^T + (x right^T) left^T + bias, with W in a layout and an optional low-rank part.
+
+    The layout's tensors are buffers under their own field names, so a state dict holds `<name>.value`,
+    `<name>.mask`, ...; `left` `[out, rank]` and `right` `[rank, in]` lie beside them, `bias` is the parameter that it
+    was. `weight` unpacks the whole map for code that looks at it; writing into it changes nothing.
+
+    >>> w = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    >>> SparseLinear(smallest(w, w != 0))(torch.tensor([1.0, 10.0]))
+    tensor([20.,  3.])
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+
+    def __init__(self, layout: Layout, bias: nn.Parameter | None = None, low_rank: LowRank | None = None) -> None:
+        super().__init__()
+        self.kind, self.numbers = type(layout), layout.numbers()
+        self.out_features, self.in_features = layout.shape
+        self.fields = tuple(layout.tensors())
+        for field, tensor in layout.tensors().items():
+            self.register_buffer(field, tensor)
+        left, right = low_rank or (None, None)
+        self.register_buffer("left", left)
+        self.register_buffer("right", right)
+        self.register_parameter("bias", bias)
+        self._last = layout
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, layout: Layout, low_rank: LowRank | None = None) -> Self:
+        """In place of an `nn.Linear`, `Conv1D` or another `SparseLinear`, with its bias; `layout` is `[out, in]`."""
+        shape = Site("", linear, transposed=type(linear).__name__ == "Conv1D").shape
+        if tuple(layout.shape) != shape:
+            raise ValueError(f"the layout holds {tuple(layout.shape)} and the module maps {shape}: give [out, in]")
+        packed = cls(layout, getattr(linear, "bias", None), low_rank)
+        return packed.train(linear.training)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout, made of the buffers as they are now (moved, cast, loaded); the same object while they stay."""
+        now = {field: self._buffers[field] for field in self.fields}
+        if any(getattr(self._last, field) is not tensor for field, tensor in now.items()):
+            self._last = self.kind.restore(now, self.numbers)
+        return self._last
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        return None if self.left is None or self.right is None else (self.left, self.right)
+
+    @property
+    def weight(self) -> Shaped[Tensor, "out in"]:
+        return self.dense()
+
+    def dense(self) -> Shaped[Tensor, "out in"]:
+        """The whole map, low-rank part included."""
+        w = self.layout.dense()
+        return w if self.low_rank is None else w + (self.left @ self.right).to(w.dtype)
+
+    def forward(self, x: Float[Tensor, "*b n_in"]) -> Float[Tensor, "*b n_out"]:
+        y = sparse_linear(x, self.layout, self.bias)
+        if self.low_rank is None:
+            return y
+        left, right = (t.to(x.dtype) for t in self.low_rank)
+        return y + x @ right.mT @ left.mT
+
+    @property
+    def bytes(self) -> int:
+        """What is stored: the layout with its indices, the low-rank part, the bias."""
+        return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
+
+    def extra_repr(self) -> str:
+        rank = 0 if self.right is None else len(self.right)
+        return f"in={self.in_features}, out={self.out_features}, layout={self.kind.name}, rank={rank}"
+
+
+def swap(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put `modules` in their places by name and return those that were there, for `restore`.
+
+    A module that stands in several places (shared layers) is replaced in all of them. Raises `ValueError`, before
+    anything is changed, for a name that the model does not have.
+    """
+    here = dict(model.named_modules(remove_duplicate=False))
+    for name in modules:
+        if name not in here:
+            raise ValueError(f"the model has no module {name!r} to put a packed one in the place of")
+    new = {id(here[name]): module for name, module in modules.items()}
+    before = {name: module for name, module in here.items() if id(module) in new}
+    for name, module in before.items():
+        _put(model, name, new[id(module)])
+    return before
+
+
+def restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
+    """Undo a `swap`: the very modules that were there."""
+    for name, module in before.items():
+        _put(model, name, module)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    home, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(home), leaf, module)
+
+
+def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, LowRank | None]:
+    """One layout `[out, in]` for a fused module out of those of its parts; rows that no part owns stay as they are.
+
+    All parts of one class give that class where it can hold the whole, else the smallest that can. Low-rank parts are
+    stacked: each part's `right` keeps its own rows, `left` is zero outside the part.
+    """
+    site = parts[0][0]
+    whole = Site(site.name, site.module, transposed=site.transposed).read()
+    dense, keep = whole.clone(), torch.ones_like(whole, dtype=torch.bool)
+    ranks = [0 if low is None else len(low[1]) for _, _, low in parts]
+    left = whole.new_zeros(len(whole), sum(ranks))
+    for i, (place, layout, low) in enumerate(parts):
+        rows = slice(None) if place.part is None else place.part
+        dense[rows], keep[rows] = layout.dense(), layout.keep()
+        if low is not None:
+            left[rows, sum(ranks[:i]) : sum(ranks[: i + 1])] = low[0].to(left.dtype)
+    rights = [low[1].to(left.dtype) for _, _, low in parts if low is not None]
+    return _one(dense, keep, [layout for _, layout, _ in parts]), (left, torch.cat(rights)) if rights else None
+
+
+def _one(dense: Tensor, keep: Tensor, layouts: Sequence[Layout]) -> Layout:
+    if len({type(layout) for layout in layouts}) == 1:
+        try:
+            return type(layouts[0]).pack(dense, keep)
+        except ValueError:  # N:M with another N in each part
+            pass
+    return smallest(dense, keep)
