@@ -15,6 +15,7 @@ PYTEST  ?=
 FLOORS  := src/fewer/core src/fewer/layout src/fewer/kernels
 # One thread in each process: the processes are the parallelism, and sums come out the same everywhere.
 ONE     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+QUIET   := NO_MKDOCS_2_WARNING=1
 
 .PHONY: demo test lint docs bench mutate lines clean install install-test
 .DEFAULT_GOAL := demo
@@ -35,7 +36,7 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test
 	@echo "== docs: site/index.html"
-	@$(ONE) $(PY) -m mkdocs build --strict --quiet
+	@$(ONE) $(QUIET) $(PY) -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-test
 	$(PY) -m bench
