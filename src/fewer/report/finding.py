@@ -37,7 +37,7 @@ def finding(rows: Sequence[Row]) -> str:
 
     >>> make = lambda method, budget, p: dict(method=method, budget=budget, kept=0.5, perplexity=p, control=method in "random dense")
     >>> finding([make("dense", "", 6.0), make("wanda", "50%", 6.6), make("random", "50%", 600.0)])
-    'Keeping 50 %, wanda costs +10 % perplexity, random ×100'
+    'Keeping 50 %, wanda costs +10 % perplexity, random 100-fold'
     """
     there = measured(rows)
     dense = next((row for row in there if row["method"] == "dense"), None)
@@ -56,7 +56,7 @@ def finding(rows: Sequence[Row]) -> str:
 
 def _growth(row: Row, dense: Row) -> str:
     times = row["perplexity"] / dense["perplexity"]
-    return f"×{number(times)}" if times >= 10 else f"{(times - 1) * 100:+.0f} %"
+    return f"{number(times)}-fold" if times >= 10 else f"{(times - 1) * 100:+.0f} %"
 
 
 def _spaced(budget: str) -> str:

@@ -1,0 +1,6 @@
+"""fewer frontier: to come."""
+
+
+def frontier() -> None:
+    """To come."""
+    raise ValueError("not yet here")
