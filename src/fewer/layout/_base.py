@@ -4,11 +4,13 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
+
+Leaf = TypeVar("Leaf", bound="Layout")
 
 
 class Layout(ABC):
@@ -22,7 +24,7 @@ class Layout(ABC):
 
     @classmethod
     @abstractmethod
-    def pack(cls, x: Shaped[Tensor, "*rows n"], keep: Bool[Tensor, "*rows n"]) -> Self:
+    def pack(cls: type[Leaf], x: Shaped[Tensor, "*rows n"], keep: Bool[Tensor, "*rows n"]) -> Leaf:
         """Store `x` where `keep` is True. Raises `ValueError` if `keep` has not the structure that is stored."""
 
     @abstractmethod
@@ -43,21 +45,18 @@ class Layout(ABC):
         return {name: value for name, value in pairs if not isinstance(value, Tensor)}
 
     @classmethod
-    def restore(cls, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Self:
+    def restore(cls: type[Leaf], tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Leaf:
         """The inverse of `tensors` and `numbers`, also after a trip through JSON."""
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
         return cls(**tensors, **plain)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Leaf, device: torch.device | str) -> Leaf:
         return dataclasses.replace(self, **{k: v.to(device) for k, v in self.tensors().items()})
 
     @property
     def bytes(self) -> int:
         """All of it, indices and metadata included."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
-
-Leaf = TypeVar("Leaf", bound=Layout)
 
 
 @dataclass_transform(eq_default=False, frozen_default=True)

@@ -22,7 +22,7 @@ def pack_bits(bits: Bool[Tensor, "rows n"]) -> UInt8[Tensor, "rows bytes"]:
     rows, n = bits.shape
     full = torch.nn.functional.pad(bits, (0, -n % 8)).contiguous()
     if not full.numel():
-        return full.new_empty(rows, 0, dtype=torch.uint8)
+        return full.new_empty(rows, full.shape[1] // 8, dtype=torch.uint8)
     return (full.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
 
 

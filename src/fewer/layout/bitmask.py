@@ -1,7 +1,5 @@
 """One bit per weight says whether it is there."""
 
-from typing import Self
-
 from jaxtyping import Bool, Integer, Shaped, UInt8
 from torch import Tensor
 
@@ -34,7 +32,7 @@ class Bitmask(Layout):
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> Self:
+    def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> "Bitmask":
         same_shape(x, keep)
         return cls(x.masked_select(keep), pack_bits(keep), starts(keep.sum(1)), tuple(x.shape))
 

@@ -1,6 +1,6 @@
 """Which blocks of keys each block of queries reads, as FlexAttention's BlockMask has it."""
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int32, Shaped, UInt8
@@ -54,7 +54,7 @@ class Blocks(Layout):
         keep: Bool[Tensor, "batch heads queries keys"],
         block: tuple[int, int] = (128, 128),
         lengths: tuple[int, int] | None = None,
-    ) -> Self:
+    ) -> "Blocks":
         """`x` tells for each block 1 or 2 (a Bool: read whole), `keep` whether it is read at all."""
         same_shape(x, keep)
         x = x * WHOLLY if x.dtype is torch.bool else x
@@ -69,7 +69,7 @@ class Blocks(Layout):
         return cls(*_order(keep & (x == PARTLY)), *_order(keep & (x == WHOLLY)), block, lengths)
 
     @classmethod
-    def of_tokens(cls, mask: Bool[Tensor, "batch heads q k"], block: tuple[int, int] = (128, 128)) -> Self:
+    def of_tokens(cls, mask: Bool[Tensor, "batch heads q k"], block: tuple[int, int] = (128, 128)) -> "Blocks":
         """From the mask of tokens: a block is read whole if all of it is, in part if some; a last short one in part."""
         q, k = mask.shape[-2:]
         padded = torch.nn.functional.pad(mask, (0, -k % block[1], 0, -q % block[0]))
@@ -97,7 +97,7 @@ class Blocks(Layout):
         return BlockMask.from_kv_blocks(*pairs, BLOCK_SIZE=self.block, mask_mod=mask_mod, seq_lengths=self.lengths)
 
     @classmethod
-    def of_block_mask(cls, mask: "BlockMask") -> Self:
+    def of_block_mask(cls, mask: "BlockMask") -> "Blocks":
         """From a BlockMask; its mask function is not stored."""
         full = mask.full_kv_num_blocks, mask.full_kv_indices
         if full[0] is None:

@@ -1,7 +1,5 @@
 """Block-compressed sparse rows: rectangles that stay or go together."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
@@ -41,7 +39,7 @@ class Bsr(Layout):
     @classmethod
     def pack(
         cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], unit: tuple[int, int] | None = None
-    ) -> Self:
+    ) -> "Bsr":
         """`unit` (h, w) if not told: the largest powers of two up to 32 that fit. `ValueError` if one is kept in part."""
         same_shape(x, keep)
         h, w = common_unit(keep, most=32) if unit is None else unit
@@ -67,10 +65,11 @@ class Bsr(Layout):
 
     def to_torch(self) -> Tensor:
         """A `torch.sparse_bsr` tensor."""
-        return torch.sparse_bsr_tensor(self.start, self.column.to(self.start.dtype), self.value, self.shape)
+        column = self.column.to(self.start.dtype)
+        return torch.sparse_bsr_tensor(self.start, column, self.value, self.shape, check_invariants=False)
 
     @classmethod
-    def from_torch(cls, x: Tensor) -> Self:
+    def from_torch(cls, x: Tensor) -> "Bsr":
         """From a `torch.sparse_bsr` tensor."""
         if x.layout is not torch.sparse_bsr or x.ndim != 2:
             raise ValueError(

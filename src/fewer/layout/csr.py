@@ -1,7 +1,5 @@
 """Compressed sparse rows: the column of each survivor, in two bytes where that is enough."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
@@ -34,7 +32,7 @@ class Csr(Layout):
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> Self:
+    def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> "Csr":
         same_shape(x, keep)
         return cls(x.masked_select(keep), columns(keep), starts(keep.sum(1)), tuple(x.shape))
 
@@ -57,10 +55,12 @@ class Csr(Layout):
     def to_torch(self) -> Tensor:
         """A `torch.sparse_csr` tensor with int32 indices: torch's CPU kernels convert int64 ones at each call."""
         index = self.start.dtype
-        return torch.sparse_csr_tensor(self.start, self.column.to(index), self.value, self.shape)
+        return torch.sparse_csr_tensor(
+            self.start, self.column.to(index), self.value, self.shape, check_invariants=False
+        )
 
     @classmethod
-    def from_torch(cls, x: Tensor) -> Self:
+    def from_torch(cls, x: Tensor) -> "Csr":
         """From a `torch.sparse_csr` tensor; explicit zeros stay kept."""
         if x.layout is not torch.sparse_csr or x.ndim != 2:
             raise ValueError(f"not a torch.sparse_csr matrix: {x.layout}, {x.ndim}-D; call x.to_sparse_csr() first")

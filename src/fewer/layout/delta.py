@@ -1,7 +1,6 @@
 """A change of few weights: how far to the next one, and what it is."""
 
 import dataclasses
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Int64, Shaped, UInt16
@@ -42,12 +41,12 @@ class Delta(Layout):
     shape: tuple[int, ...]
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "*shape"], keep: Bool[Tensor, "*shape"]) -> Self:
+    def pack(cls, x: Shaped[Tensor, "*shape"], keep: Bool[Tensor, "*shape"]) -> "Delta":
         same_shape(x, keep)
         return cls.at(keep.flatten().nonzero().flatten(), x.masked_select(keep), tuple(x.shape))
 
     @classmethod
-    def at(cls, index: Int64[Tensor, " kept"], value: Shaped[Tensor, " kept"], shape: tuple[int, ...]) -> Self:
+    def at(cls, index: Int64[Tensor, " kept"], value: Shaped[Tensor, " kept"], shape: tuple[int, ...]) -> "Delta":
         """From flat indices, ascending and distinct; otherwise `ValueError`."""
         skip = index.diff(prepend=index.new_full((1,), -1)) - 1
         if bool((skip < 0).any()):
@@ -58,7 +57,7 @@ class Delta(Layout):
         return cls(value, gap.view(torch.uint16), shape)
 
     @classmethod
-    def between(cls, base: Shaped[Tensor, "*shape"], tuned: Shaped[Tensor, "*shape"]) -> Self:
+    def between(cls, base: Shaped[Tensor, "*shape"], tuned: Shaped[Tensor, "*shape"]) -> "Delta":
         """What to `put_` into `base` to have `tuned`, bit for bit."""
         same_shape(base, tuned)
         if base.dtype is not tuned.dtype:
@@ -81,16 +80,16 @@ class Delta(Layout):
         out.view(-1)[self.index()] = True
         return out
 
-    def add_(self, weight: Shaped[Tensor, "*shape"]) -> Self:
+    def add_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
         """Add to `weight` in place, in float32 or wider and rounded once. Returns what stood there, to `put_` back."""
         return self._write(weight, add=True)
 
-    def put_(self, weight: Shaped[Tensor, "*shape"]) -> Self:
+    def put_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
         """Overwrite in `weight` in place. Returns what stood there, to `put_` back."""
         return self._write(weight, add=False)
 
     @torch.no_grad()
-    def _write(self, weight: Tensor, add: bool) -> Self:
+    def _write(self, weight: Tensor, add: bool) -> "Delta":
         if tuple(weight.shape) != self.shape or not weight.is_contiguous():
             raise ValueError(
                 f"a Delta of {self.shape} fits a contiguous weight of that shape, not {tuple(weight.shape)}"

@@ -1,7 +1,5 @@
 """Everything, zeros too: so that "leave it dense" is one of the choices."""
 
-from typing import Self
-
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
@@ -31,7 +29,7 @@ class Dense(Layout):
         return tuple(self.value.shape)
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "*rows n"], keep: Bool[Tensor, "*rows n"]) -> Self:
+    def pack(cls, x: Shaped[Tensor, "*rows n"], keep: Bool[Tensor, "*rows n"]) -> "Dense":
         same_shape(x, keep)
         return cls(x.masked_fill(~keep, 0))
 

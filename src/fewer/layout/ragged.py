@@ -1,7 +1,6 @@
 """Rows of different lengths, end to end: what is left of a cache whose heads keep different tokens."""
 
 import math
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Int32, Int64, Integer, Shaped
@@ -35,7 +34,7 @@ class Ragged(Layout):
     shape: tuple[int, ...]
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "*rows n d"], keep: Bool[Tensor, "*rows n"]) -> Self:
+    def pack(cls, x: Shaped[Tensor, "*rows n d"], keep: Bool[Tensor, "*rows n"]) -> "Ragged":
         if x.shape[:-1] != keep.shape:
             raise ValueError(f"x is {tuple(x.shape)} and keep is {tuple(keep.shape)}; give one flag for each vector")
         flags = keep.reshape(math.prod(keep.shape[:-1]), keep.shape[-1])

@@ -1,7 +1,5 @@
 """Vector-wise sparsity: tall thin tiles, several rows of one column, that stay or go together."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
@@ -36,7 +34,9 @@ class Tiles(Layout):
     shape: tuple[int, int]
 
     @classmethod
-    def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], height: int | None = None) -> Self:
+    def pack(
+        cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], height: int | None = None
+    ) -> "Tiles":
         """`height` if not told: the largest of 16, 8, 4, 2, 1 that fits. `ValueError` if a tile is kept in part."""
         same_shape(x, keep)
         height = common_unit(keep, most=16)[0] if height is None else height
