@@ -6,16 +6,16 @@ A step on this axis is a pruner, perhaps an allocator before it and correctors a
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewer.calibrate import Stats
 from fewer.core import Budget, Method
-from fewer.select import select
+from fewer.select import divide, select
 
-__all__ = ["Allocator", "ByScore", "Corrector", "Keep", "Pruned", "Pruner", "Share", "Weight"]
+__all__ = ["Allocator", "ByScore", "ByWeight", "Corrector", "Keep", "Pruned", "Pruner", "Share", "Weight"]
 
 Weight = Float[Tensor, "out in"]
 Keep = Bool[Tensor, "out in"]
@@ -23,10 +23,11 @@ Keep = Bool[Tensor, "out in"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left of a map: the survivors (zero where pruned), where they are, and a low-rank part if any."""
+    """What is left of a map: the survivors (zero where pruned), where they are, by which budget, a low-rank part."""
 
     weight: Weight
     keep: Keep
+    budget: Budget
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
 
     def dense(self) -> Weight:
@@ -62,7 +63,7 @@ class Corrector(Method):
 
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
-        """`w` is the dense map that `pruned` came from. What is kept may move; how many are kept may not."""
+        """`w` is the dense map that `pruned` came from. What is kept may move, but `pruned.budget` still holds."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,31 @@ class Allocator(Method):
     @abstractmethod
     def allocate(self, budget: Budget, shares: Sequence[Share]) -> list[Budget]:
         """One budget a map, in order; together they keep what `budget` keeps of all."""
+
+
+class ByWeight(Allocator):
+    """Weigh the maps: what share of a map stays is in proportion. Most allocators give `weigh` alone."""
+
+    @abstractmethod
+    def weigh(self, budget: Budget, shares: Sequence[Share]) -> list[float]:
+        """One number above zero a map; only their proportions count."""
+
+    def allocate(self, budget: Budget, shares: Sequence[Share]) -> list[Budget]:
+        """Counts with the exact total. `per row` and `per column` budgets stay so: each row of a map keeps the same
+        number, and the total is the largest that whole rows allow when the maps furthest behind are served first."""
+        if budget.scope == "layer":
+            raise ValueError(
+                f"budget '{budget}': an allocator divides over all maps; write 'per tensor' or 'per model'"
+            )
+        (h, w), shapes = budget.unit, [share.shape for share in shares]
+        sizes = [(rows // h) * (cols // w) for rows, cols in shapes]
+        counts = divide(budget, sizes, self.weigh(budget, shares))
+        if budget.scope not in ("row", "column"):
+            return [budget.with_count(n) for n in counts]
+        lanes = [rows // h if budget.scope == "row" else cols // w for rows, cols in shapes]
+        each = [max(1, n // lane) for n, lane in zip(counts, lanes, strict=True)]
+        left = sum(counts) - sum(e * lane for e, lane in zip(each, lanes, strict=True))
+        for i in sorted(range(len(each)), key=lambda i: each[i] * lanes[i] - counts[i]):
+            if lanes[i] <= left and each[i] * lanes[i] < sizes[i]:
+                each[i], left = each[i] + 1, left - lanes[i]
+        return [replace(budget, keep=e) for e in each]
