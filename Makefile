@@ -8,7 +8,7 @@
 
 VENV    := .venv
 PY      := $(VENV)/bin/python
-PIP     := $(PY) -m pip --disable-pip-version-check --quiet
+PIP     := $(PY) -m pip --disable-pip-version-check -qq
 TORCH   ?= torch==2.13.0
 JOBS    ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST  ?=
@@ -56,7 +56,7 @@ install-test: $(VENV)/.installed-test
 
 # The stamps are newer than pyproject.toml when there is nothing to install.
 $(VENV)/.installed: pyproject.toml | $(PY)
-	@echo "== installing fewer into $(VENV)"
+	@echo "== installing fewer into $(VENV): a minute or a few, most of it torch"
 	@$(PY) -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)" || echo "no $(TORCH) here: taking what pyproject.toml allows"
 	@$(PIP) install --editable .
 	@touch $@
