@@ -76,5 +76,5 @@ def find(name: str) -> type[Method]:
         module = importlib.import_module(f"fewer.{axis}.{file}")
         return getattr(module, "".join(part.title() for part in file.split("_")))
     every = [m for a in AXES for m in methods(a)]
-    close = difflib.get_close_matches(name, every) or [m for m in every if file and file in m]
+    close = difflib.get_close_matches(name, every) or [m for m in every if (file or axis) in m]
     raise LookupError(f"no method {name!r}; close: {', '.join(close) or 'none, see `fewer methods`'}")

@@ -1,0 +1,61 @@
+"""Do a recipe to a model: for a while (`apply`, undone exactly), or for good (`sparsify`)."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewer.core import Change
+from fewer.models.stored import stored_dtype
+
+from .engine import Plan, Progress, divide, plan, run, undoing
+from .steps import Recipe, recipe
+from .walk import Walk
+
+
+@dataclass
+class Applied:
+    """What a recipe did: the model, a line per site, and the survivors as they are stored."""
+
+    model: nn.Module | None
+    steps: Recipe
+    changes: list[Change] = field(default_factory=list)
+    stored: dict[str, Any] = field(default_factory=dict)  # by site name
+    out: Path | None = None
+
+    def done(self, block: str, results: list[tuple[Change, Any]]) -> None:
+        """Take in the results of one block."""
+        self.changes += [change for change, _ in results]
+        self.stored |= {change.site: stored for change, stored in results}
+
+
+@contextlib.contextmanager
+def apply(model: nn.Module, steps: Any, data: Tensor | None = None, progress: Progress | None = None) -> Iterator[Applied]:
+    """Do the steps; on leaving, every weight is what it was, bit for bit.
+
+    `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
+    for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype.
+
+    >>> with apply(model, "weights/wanda 50% @ mlp", data) as applied:  # doctest: +SKIP
+    ...     print(applied.changes[0].kept)
+    0.5
+    """
+    todo = plan(model, recipe(steps))
+    with undoing([s for t in todo.tasks for s in t.sites]):
+        yield keep(model, todo, data, progress)
+
+
+def keep(model: nn.Module, todo: Plan, data: Tensor | None, progress: Progress | None = None) -> Applied:
+    """Do a plan in place, for good."""
+    applied = Applied(model, tuple(t.step for t in todo.tasks))
+    walk = walk_for(model, todo, data)
+    divide(walk, todo, progress)
+    run(walk, todo, applied.done, progress)
+    return applied
+
+
+def walk_for(model: nn.Module, todo: Plan, data: Tensor | None, **how: Any) -> Walk:
+    return Walk(model, data, stored_dtype(model), **how).with_rest([s for t in todo.tasks for s in t.sites])

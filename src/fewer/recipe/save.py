@@ -1,0 +1,142 @@
+"""A sparse model as a directory that transformers can load: packed weights, the recipe, and a probe that proves it."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fewer.core import Change
+from fewer.models import SparseLinear, open_model, restore, sites, swap
+from fewer.models.hub import describe
+from fewer.models.stored import stored_dtype
+
+from .act import Applied
+from .pack import packed
+from .steps import VERSION, Recipe, check_version, recipe, to_yaml
+from .store import Store
+from .walk import Walk
+
+PROBE_TOKENS, PROBE_KEPT = 64, 8
+BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens*", "added_tokens*", "chat_template*", "generation_config.json", "preprocessor_config.json")  # fmt: skip
+
+
+def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = False) -> Path:
+    """Write the model so that `fewer.load(out)`, or transformers after `import fewer.models.hub`, gives it back.
+
+    Packed weights are what survived and nothing else; `dense=True` writes plain tensors with zeros, which every tool
+    loads, and which save no byte. `ValueError` if `out` exists and `force` is not given.
+    """
+    if applied.model is None:
+        raise ValueError(f"this result is on disk already, at {applied.out}")
+    model = applied.model
+    store = Store(out, key="whole", force=force)
+    touched = [s for step in applied.steps for s in sites(model, step.where)]
+    modules = {} if dense else packed(model, touched, applied.stored)
+    with swapped(model, modules):
+        store.tensors("model.safetensors", tensors_of(model, modules, stored_dtype(model)))
+        told = describe(model)
+    write_rest(store, model, applied.steps, applied.changes, told, source_of(model))
+    if (ids := probe_ids(model)) is not None:
+        write_probe(store, ids, Walk(model, ids).answer(1))
+    applied.out = store.finish()
+    return applied.out
+
+
+def load(path: str | Path, verify: bool = True, device: str = "cpu") -> nn.Module:
+    """Open what `save` or `sparsify` wrote, and check that it answers a stored question as it did then.
+
+    `ValueError`: no such model, a newer format, or a probe that comes out differently.
+    """
+    where = Path(path)
+    if (note := where / "fewer.json").is_file():
+        check_version(json.loads(note.read_text()).get("version"), str(note))
+    model, _ = open_model(str(where), device=device)
+    if verify and (file := where / "probe.safetensors").is_file():
+        probe = load_file(file, device=device)
+        _compare(probe["answer"], Walk(model, probe["ids"]).answer(1)[:, -PROBE_KEPT:], where)
+    return model
+
+
+def _compare(then: Tensor, now: Tensor, where: Path) -> None:
+    off = (now.float() - then).norm() / then.norm()
+    if not off <= 1e-3:
+        raise ValueError(
+            f"{where} does not answer as it did when it was saved (off by {off:.1e} of the answer's length, 1e-3 is "
+            "allowed): its files were changed or damaged; load(..., verify=False) opens it all the same"
+        )
+
+
+def recipe_of(path: str | Path) -> Recipe:
+    """The steps that made a saved model."""
+    import yaml
+
+    note = json.loads((Path(path) / "fewer.json").read_text())
+    return recipe(yaml.safe_load(note["recipe"])["steps"])
+
+
+def probe_ids(model: nn.Module) -> Tensor | None:
+    """A fixed question: some token ids, the same ones for the same vocabulary; None for what reads no tokens."""
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if size is None:
+        return None
+    return torch.randint(size, (1, min(PROBE_TOKENS, _context(model))), generator=torch.Generator().manual_seed(0))
+
+
+def _context(model: nn.Module) -> int:
+    return getattr(model.config, "max_position_embeddings", None) or PROBE_TOKENS
+
+
+def write_probe(store: Store, ids: Tensor, answer: Tensor) -> None:
+    store.tensors("probe.safetensors", {"ids": ids, "answer": answer[:, -PROBE_KEPT:].float()})
+
+
+def write_rest(
+    store: Store, model: nn.Module, steps: Recipe, changes: list[Change], sparse: dict[str, Any], source: Path | None
+) -> None:
+    """Everything but weights: configuration, the recipe and what it did, the tokenizer."""
+    settings = model.config.to_dict() | {"dtype": str(stored_dtype(model)).removeprefix("torch.")}
+    settings |= {"architectures": settings.get("architectures") or [type(model).__name__]}
+    settings.pop("quantization_config", None)
+    if sparse.get("sites"):
+        settings["quantization_config"] = sparse
+    store.text("config.json", json.dumps(settings, indent=2, default=str))
+    note = {"version": VERSION, "recipe": to_yaml(steps), "changes": [asdict(c) for c in changes]}
+    store.text("fewer.json", json.dumps(note, indent=1))
+    for file in sorted({f for pattern in BESIDE for f in source.glob(pattern)}) if source else ():
+        shutil.copyfile(file, store.path(file.name))
+
+
+def source_of(model: nn.Module) -> Path | None:
+    """The directory that a model was opened from, if it is one here."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def tensors_of(module: nn.Module, modules: Mapping[str, SparseLinear], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A module's state, tied tensors once, plain floats in `dtype`; what packed modules hold stays as it is."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        inside = any(name.startswith(f"{m}.") for m in modules)
+        out[name] = value if inside or not value.is_floating_point() else value.to(dtype)
+    return out
+
+
+@contextlib.contextmanager
+def swapped(model: nn.Module, modules: Mapping[str, SparseLinear]) -> Iterator[None]:
+    """The packed modules in place, for a while."""
+    before = swap(model, modules)
+    try:
+        yield
+    finally:
+        restore(model, before)

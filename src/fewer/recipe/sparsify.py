@@ -1,0 +1,208 @@
+"""Make a model sparse for good: in memory, or from disk to disk with one block in memory at a time."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fewer.core import Budget, Change, budget
+from fewer.layout import find_layout
+from fewer.models import blocks, materialise, open_lazily, release
+from fewer.models.hub import describe
+from fewer.models.stored import stored_dtype
+
+from .act import Applied, keep, walk_for
+from .engine import Plan, Progress, divide, plan, run
+from .pack import packed
+from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest
+from .steps import VERSION, recipe
+from .store import Store
+
+
+def sparsify(
+    model: nn.Module | str | Path,
+    steps: Any,
+    data: Tensor | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    dense: bool = False,
+    progress: Progress | None = None,
+) -> Applied:
+    """Do the steps for good, and save the result at `out` if that is given.
+
+    A model in memory is changed in place. A directory is read block by block: one block and its statistics are in
+    memory at a time, each finished block is on disk, and a killed run goes on where it was. The result appears whole.
+
+    `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids, needed by methods that ask for
+    statistics; `dense=True` writes plain tensors with zeros instead of packed ones.
+    """
+    todo = recipe(steps)
+    if isinstance(model, nn.Module):
+        applied = keep(model, plan(model, todo), data, progress)
+        if out is not None:
+            save(applied, out, force, dense)
+        return applied
+    if out is None:
+        raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
+    lazy = open_lazily(str(model))
+    return _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, dense).do(progress)
+
+
+class _Job:
+    """One model from disk to disk. What a finished block became is two files: its tensors, and a note about them."""
+
+    def __init__(
+        self, model: nn.Module, source: Path, todo: Plan, data: Tensor | None, out: Path, force: bool, dense: bool
+    ):
+        self.model, self.todo, self.data, self.dense = model, todo, data, dense
+        self.names = [name for name, _ in blocks(model)]
+        self.source, self.dtype = source, stored_dtype(model)
+        self.store = Store(out, self._key(), force)
+        self.applied = Applied(None, tuple(t.step for t in todo.tasks))
+        self.described: dict[str, Any] = {}
+        self.shards: dict[str, str] = {}
+
+    def do(self, progress: Progress | None) -> Applied:
+        # the probe is asked of the sparse model as it stands: its question walks along as one more row of data
+        walk = walk_for(self.model, self.todo, self.data, hold=self._hold)
+        self._budgets(walk, progress)
+        run(walk, self.todo, self._done, progress, skip=self._skip)
+        ids = probe_ids(self.model)
+        if ids is not None:
+            asked = walk_for(self.model, self.todo, ids, hold=self._hold_sparse)
+            for number in range(len(self.names)):
+                with asked.on(number):
+                    asked.advance(number)
+            write_probe(self.store, ids, asked.answer(1))
+        self._finish()
+        return self.applied
+
+    def _budgets(self, walk: Any, progress: Progress | None) -> None:
+        """Divide budgets over the model once; a resumed run reads what was divided."""
+        if self.store.has("budgets.json"):
+            rows = json.loads(self.store.path("budgets.json").read_text())
+            self.todo.budgets = {(i, name): _read(text) for i, name, text in rows}
+            return
+        divide(walk, self.todo, progress)
+        self.store.text("budgets.json", json.dumps([(i, n, str(b)) for (i, n), b in self.todo.budgets.items()]))
+
+    @contextlib.contextmanager
+    def _hold(self, block: str) -> Iterator[None]:
+        if not block:
+            yield
+            return
+        materialise(self.model, block)
+        try:
+            yield
+        finally:
+            release(self.model, block)
+
+    @contextlib.contextmanager
+    def _hold_sparse(self, block: str) -> Iterator[None]:
+        with self._hold(block):
+            self._skip(block)
+            yield
+
+    def _files(self, block: str) -> tuple[str, str]:
+        number = self.names.index(block) + 1 if block else len(self.names) + 1
+        return f"model-{number:05d}-of-{len(self.names) + 1:05d}.safetensors", f"block-{number:05d}.json"
+
+    def _done(self, block: str, results: list[tuple[Change, Any]]) -> None:
+        self.applied.done(block, results)
+        found = [s for t in self.todo.tasks for s in t.sites]
+        stored = {change.site: stored for change, stored in results}
+        modules = {} if self.dense else packed(self.model, found, stored)
+        inside = {n: m for n, m in modules.items() if n.startswith(f"{block}.")} if block else modules
+        shard, note = self._files(block)
+        with swapped(self.model, inside):
+            told = describe(self.model)
+            if block:
+                home = self.model.get_submodule(block)
+                local = {n.removeprefix(f"{block}."): m for n, m in inside.items()}
+                self.store.tensors(shard, _under(block, tensors_of(home, local, self.dtype)))
+        rows = [asdict(change) for change, _ in results]
+        self.store.text(note, json.dumps({"changes": rows, "described": told}))
+        for row in rows:
+            self.store.append("log.jsonl", row)
+        self.applied.stored.clear()  # it is on disk now
+
+    def _skip(self, block: str) -> bool:
+        """Put what an earlier run made of the block in place; False if there is no such thing."""
+        shard, note = self._files(block)
+        if not self.store.has(note) or not block:
+            return False
+        tensors = load_file(self.store.path(shard))
+        sparse = json.loads(self.store.path(note).read_text())["described"].get("sites", {})
+        for name, told in sparse.items():
+            fields = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            _put(self.model.get_submodule(name), fields, told)
+        for name, value in tensors.items():
+            if not any(name.startswith(f"{s}.") for s in sparse):
+                self.model.get_parameter(name).data.copy_(value) if name in dict(self.model.named_parameters()) else None
+        return True
+
+    def _finish(self) -> None:
+        """The rest of the weights, the index, the configuration; then the whole takes its place."""
+        inside = tuple(f"{name}." for name in self.names)
+        rest = {k: v for k, v in tensors_of(self.model, {}, self.dtype).items() if not k.startswith(inside)}
+        self.store.tensors(self._files("")[0], rest)
+        changes: list[Change] = []
+        sparse: dict[str, Any] = {}
+        for block in [*self.names, ""]:
+            file = self.store.path(self._files(block)[1])
+            if file.is_file():
+                told = json.loads(file.read_text())
+                changes += [Change(**row) for row in told["changes"]]
+                sparse = {**told["described"], "sites": {**sparse.get("sites", {}), **told["described"].get("sites", {})}}
+                file.unlink()
+        self.store.path("budgets.json").unlink(missing_ok=True)
+        self._index()
+        write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
+        self.applied.changes, self.applied.out = changes, self.store.finish()
+
+    def _index(self) -> None:
+        from safetensors import safe_open
+
+        weight_map: dict[str, str] = {}
+        for file in sorted(self.store.partial.glob("model-*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                weight_map |= dict.fromkeys(opened.keys(), file.name)
+        total = sum(f.stat().st_size for f in self.store.partial.glob("model-*.safetensors"))
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        self.store.text("model.safetensors.index.json", json.dumps(index, indent=1))
+
+    def _key(self) -> str:
+        """Which job this is: a run with another model, recipe or data does not go on with its leavings."""
+        told = hashlib.sha256(f"{VERSION} {self.dense}".encode())
+        for file in sorted(self.source.glob("*.safetensors")) + [self.source / "config.json"]:
+            told.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+        told.update("\n".join(str(t.step) for t in self.todo.tasks).encode())
+        if self.data is not None:
+            told.update(self.data.cpu().numpy().tobytes())
+        return told.hexdigest()
+
+
+def _read(text: str) -> Budget:
+    return budget(text)
+
+
+def _under(block: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{block}.{name}": value for name, value in tensors.items()}
+
+
+def _put(module: nn.Module, fields: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """Unpack what was stored of a map into the dense module that is in place while the engine walks."""
+    kind = find_layout(told["layout"])
+    low = [fields.pop(name) for name in ("left", "right") if name in fields]
+    bias = fields.pop("bias", None)
+    weight = kind.restore(fields, told["numbers"]).dense()
+    weight = weight.float() + low[0].float() @ low[1].float() if low else weight
+    module.weight.data.copy_(weight.mT if type(module).__name__ == "Conv1D" else weight)
+    if bias is not None:
+        module.bias.data.copy_(bias)

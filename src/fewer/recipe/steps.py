@@ -1,0 +1,201 @@
+"""Steps as data: `weights/wanda 50% by owl + dsnot + eora(rank=16) @ *.mlp.*`, read, printed and checked."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewer.core import Budget, Method, axes, budget, find
+
+VERSION = 1  # of the YAML form; a newer one is refused
+
+_STEP = re.compile(
+    r"(?P<method>[\w/]+(?:\([^()]*\))?)\s+(?P<budget>[^@+]+?)"
+    r"(?:\s+by\s+(?P<by>[\w/]+(?:\([^()]*\))?))?"
+    r"(?P<then>(?:\s*\+\s*[\w/]+(?:\([^()]*\))?)*)"
+    r"(?:\s*@\s*(?P<where>\S.*))?"
+)
+_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>[^()]*)\))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One thing to do to a model: a method, how much may stay, where; who divides the budget; what corrects after.
+
+    >>> print(step("weights/wanda 50% + eora(rank=8) @ *.mlp.*"))
+    weights/wanda 50% + eora(rank=8) @ *.mlp.*
+    """
+
+    method: Method
+    budget: Budget
+    where: str = "*"
+    allocator: Method | None = None
+    correctors: tuple[Method, ...] = ()
+
+    @property
+    def axis(self) -> str:
+        return self.method.name.partition("/")[0]
+
+    @property
+    def what(self) -> str:
+        """The step without its budget and place: what a figure calls it."""
+        by = f" by {spell(self.allocator, self.axis)}" if self.allocator else ""
+        return spell(self.method) + by + "".join(f" + {spell(c, self.axis)}" for c in self.correctors)
+
+    def __str__(self) -> str:
+        by = f" by {spell(self.allocator, self.axis)}" if self.allocator else ""
+        then = "".join(f" + {spell(c, self.axis)}" for c in self.correctors)
+        place = "" if self.where == "*" else f" @ {self.where}"
+        return f"{spell(self.method)} {self.budget}{by}{then}{place}"
+
+
+Recipe = tuple[Step, ...]
+
+
+def spell(m: Method, axis: str = "") -> str:
+    """A method as it is written in a step: its name, and the fields that are not the defaults."""
+    name = m.name.removeprefix(f"{axis}/") if axis else m.name
+    fields = [
+        f"{f.name}={value!r}" for f in dataclasses.fields(m) if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
+    ]
+    return f"{name}({', '.join(fields)})" if fields else name
+
+
+def kind(cls: type[Method]) -> str:
+    """What a method does on its axis: the abstract class of `_protocol.py` that it is, e.g. `Pruner`."""
+    return next(c.__name__ for c in reversed(cls.__mro__) if c.__module__.endswith("._protocol"))
+
+
+def method_of(text: str, axis: str = "") -> Method:
+    """Read `weights/eora(rank=16)`; with an axis, the short name `eora(rank=16)` too."""
+    if not (call := _CALL.fullmatch(text.strip())):
+        raise ValueError(f"not a method: {text!r}; write 'weights/wanda' or 'weights/eora(rank=16)'")
+    name = call["name"] if "/" in call["name"] or not axis else f"{axis}/{call['name']}"
+    cls = find(name)
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for field in filter(None, (part.strip() for part in (call["fields"] or "").split(","))):
+        key, equals, value = (part.strip() for part in field.partition("="))
+        if not equals or key not in defaults:
+            known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
+            raise ValueError(f"{name} has no field {key!r}; its fields are: {known}")
+        given[key] = _literal(name, key, value, defaults[key])
+    return cls(**given)
+
+
+def _literal(name: str, key: str, text: str, default: Any) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(default, bool | int | float | str) and type(value) is not type(default):
+        raise ValueError(f"{name}: {key}={text} must be of type {type(default).__name__}; the default is {default!r}")
+    return value
+
+
+def step(text: str) -> Step:
+    """Read one step. `ValueError` or `LookupError` say what is wrong and what would be right."""
+    if not (form := _STEP.fullmatch(text.strip())):
+        raise ValueError(
+            f"not a step: {text!r}; write 'weights/wanda 50%', 'weights/wanda 2:4 @ *.mlp.*' "
+            "or 'weights/wanda 50% by owl + eora(rank=16)'"
+        )
+    then = [part for part in form["then"].split("+") if part.strip()]
+    return _build(form["method"], form["budget"], form["where"] or "*", form["by"], then)
+
+
+def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[str]) -> Step:
+    main = method_of(head)
+    axis = main.name.partition("/")[0]
+    allocator = method_of(by, axis) if by else None
+    correctors = tuple(method_of(part, axis) for part in then)
+    if kind(type(main)) in ("Allocator", "Corrector"):
+        how = f"'weights/wanda 50% by {head}'" if kind(type(main)) == "Allocator" else f"'weights/wanda 50% + {head}'"
+        raise ValueError(f"{main.name} is a kind of {kind(type(main)).lower()}: it goes with a pruner, write {how}")
+    for m, wanted, sign in [(allocator, "Allocator", "by"), *((c, "Corrector", "+") for c in correctors)]:
+        if m is not None and kind(type(m)) != wanted:
+            raise ValueError(f"after '{sign}' write a {wanted.lower()}; {m.name} is of kind {kind(type(m)).lower()}")
+    read = budget(amount)
+    if allocator and (read.group or read.scope != "row" or read.unit != (1, 1)):
+        raise ValueError(f"{allocator.name} divides a plain share over maps, not {amount.strip()!r}; write '50%'")
+    return Step(main, read, where.strip(), allocator, correctors)
+
+
+def recipe(source: "str | Path | Step | Iterable[str | Step | Mapping[str, Any]]") -> Recipe:
+    """Read steps: text (one a line, `#` comments), a `.yaml` or text file, or a list of any of these.
+
+    >>> print(*recipe("weights/wanda 2:4 @ *.mlp.*  # the wide maps"))
+    weights/wanda 2:4 @ *.mlp.*
+    """
+    if isinstance(source, Step):
+        return (source,)
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith((".yaml", ".yml", ".txt"))):
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"no recipe at {path}; write the steps in a file, one a line, or in YAML")
+        return _from_yaml(path.read_text(), path) if path.suffix in (".yaml", ".yml") else recipe(path.read_text())
+    if isinstance(source, str):
+        lines = (line.partition("#")[0].strip() for line in source.splitlines())
+        steps = tuple(step(line) for line in lines if line)
+    else:
+        steps = tuple(_one(item) for item in source)
+    if not steps:
+        raise ValueError("a recipe has at least one step, such as 'weights/wanda 50%'")
+    return steps
+
+
+def _one(item: str | Step | Mapping[str, Any]) -> Step:
+    if isinstance(item, Step):
+        return item
+    if isinstance(item, str):
+        return step(item)
+    if unknown := set(item) - {"method", "budget", "where", "by", "then"}:
+        raise ValueError(f"a step has no {sorted(unknown)}; its keys are method, budget, where, by, then")
+    if missing := {"method", "budget"} - set(item):
+        raise ValueError(f"the step {dict(item)} lacks {sorted(missing)}")
+    then = [item["then"]] if isinstance(item.get("then"), str) else item.get("then") or ()
+    return _build(str(item["method"]), str(item["budget"]), str(item.get("where", "*")), item.get("by"), then)
+
+
+def to_yaml(steps: Recipe) -> str:
+    """The recipe as YAML, with its version."""
+    import yaml
+
+    def row(s: Step) -> dict[str, Any]:
+        optional: dict[str, Any] = {}
+        if s.allocator:
+            optional["by"] = spell(s.allocator, s.axis)
+        if s.correctors:
+            optional["then"] = [spell(c, s.axis) for c in s.correctors]
+        if s.where != "*":
+            optional["where"] = s.where
+        return {"method": spell(s.method), "budget": str(s.budget), **optional}
+
+    return yaml.safe_dump({"version": VERSION, "steps": [row(s) for s in steps]}, sort_keys=False)
+
+
+def _from_yaml(text: str, path: Path) -> Recipe:
+    import yaml
+
+    data = yaml.safe_load(text)
+    if not isinstance(data, dict) or "steps" not in data:
+        raise ValueError(f"{path}: a YAML recipe has the keys 'version' and 'steps'")
+    check_version(data.get("version", VERSION), str(path))
+    if not isinstance(data["steps"], list):
+        raise ValueError(f"{path}: 'steps' is a list of steps, not {data['steps']!r}")
+    return recipe(data["steps"])
+
+
+def check_version(version: object, place: str) -> None:
+    """Refuse what a newer `fewer` wrote."""
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{place}: recipe version {version} is newer than this fewer, which reads up to {VERSION}; upgrade fewer")
+
+
+def known_axes(steps: Recipe) -> list[str]:
+    """The axes a recipe acts on, in the house's order."""
+    return [axis for axis in axes() if any(s.axis == axis for s in steps)]

@@ -1,0 +1,92 @@
+"""Directories that appear whole or not at all: written beside their place, moved there in one step."""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class Store:
+    """A directory in the making: `OUT.partial` until `finish` moves it to `OUT`.
+
+    Each file is written under another name, synced, then renamed, so that what is there is whole. A killed run leaves
+    `OUT.partial`, which the next run with the same `key` goes on with; `OUT` itself is not touched before the end.
+    """
+
+    def __init__(self, out: str | Path, key: str, force: bool = False):
+        self.out = Path(out)
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        if self.out.exists() and not force:
+            raise ValueError(f"{self.out} exists; write --force (force=True) to replace it once the new one is whole")
+        if not self.out.parent.is_dir():
+            raise ValueError(f"{self.out.parent} is no directory to write {self.out.name} in")
+        if self.partial.exists() and self._key() != key:
+            shutil.rmtree(self.partial)  # another job's leavings
+        self.partial.mkdir(exist_ok=True)
+        self.text("job.json", json.dumps({"key": key}))
+
+    def _key(self) -> str | None:
+        try:
+            return json.loads((self.partial / "job.json").read_text())["key"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def has(self, name: str) -> bool:
+        return (self.partial / name).exists()
+
+    def path(self, name: str) -> Path:
+        return self.partial / name
+
+    def text(self, name: str, text: str) -> None:
+        part = self.partial / f".{name}.part"
+        part.write_text(text)
+        self._settle(part, name)
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """One more JSON object in a log."""
+        with (self.partial / name).open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        part = self.partial / f".{name}.part"
+        whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(whole, part, metadata={"format": "pt", **(metadata or {})})
+        self._settle(part, name)
+
+    def _settle(self, part: Path, name: str) -> None:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(self.partial / name)
+
+    def finish(self) -> Path:
+        """Put the whole in its place. An old `OUT` stays until the very moment the new one stands there."""
+        (self.partial / "job.json").unlink()
+        if self.out.exists():
+            exchange(self.partial, self.out)
+            shutil.rmtree(self.partial) if self.partial.is_dir() else self.partial.unlink()
+        else:
+            self.partial.rename(self.out)
+        return self.out
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Swap two paths in one step where the system can, in two renames where it cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        if libc.renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
+            return
+        if (code := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(b))
+    old = b.with_name(b.name + ".old")
+    b.rename(old)
+    a.rename(b)
+    old.rename(a)
