@@ -2,6 +2,11 @@
 
 from .stdlib import PARTS as PARTS
 from .stdlib import Document as Document
-from .stdlib import Part as Part
 from .stdlib import stdlib as stdlib
+from .tasks import Task as Task
+from .tasks import Turn as Turn
+from .tasks import needle as needle
+from .tasks import table as table
+from .tasks import variables as variables
+from .texts import corpus as corpus
 from .windows import windows as windows

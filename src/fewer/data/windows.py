@@ -18,10 +18,10 @@ def windows(
 ) -> Int[Tensor, "count length"]:
     """Draw `count` windows of `length` tokens that do not overlap.
 
-    The documents are shuffled and joined into one stream, each opened by the tokenizer's bos token (else eos, else nothing),
-    as language models are trained; the stream is cut every `length` tokens and `count` of the pieces are drawn. A window
-    therefore usually begins inside a document and may hold the end of one and the beginning of the next.
-    At most `16 * count * length` tokens are encoded. Same documents, tokenizer and seed: same windows.
+    The documents are shuffled and joined into one stream, each opened by the tokenizer's bos token (else eos, else
+    nothing), as language models are trained; the stream is cut every `length` tokens and `count` of the pieces are
+    drawn. A window therefore usually begins inside a document and may hold the end of one and the beginning of the
+    next. At most `16 * count * length` tokens are encoded. Same documents, tokenizer and seed: same windows.
 
     `tokenizer` is any tokenizer of transformers. Raises `ValueError` if there is too little text.
     """

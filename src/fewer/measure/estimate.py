@@ -14,7 +14,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """`value`, its 95 % interval `low` to `high`, and the number `n` of independent pieces (windows, questions) behind it.
+    """`value`, its 95 % interval `low` to `high`, and the number `n` of independent pieces (windows, questions) behind
+    it.
 
     >>> print(Estimate(6.3, 6.25, 6.35, 32)), print(Estimate(0.96, 0.87, 0.98, 50))
     6.300 ± 0.050
@@ -58,7 +59,8 @@ def mean(x: Float[Tensor, " n"]) -> Estimate:
 def paired(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Estimate:
     """The mean of `a - b` over the same pieces: far narrower than the difference of two intervals, as the text cancels.
 
-    Of two `nll`s over the same windows it is the difference in nats per token, and its exponential the ratio of perplexities.
+    Of two `nll`s over the same windows it is the difference in nats per token, and its exponential the ratio of
+    perplexities.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} pieces: paired needs the same windows for both")
@@ -81,7 +83,7 @@ def share(right: int, n: int) -> Estimate:
 
 @cache
 def student(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t: with t = sqrt(f) tan(a), the density of the angle a is cos(a)^(f-1)."""
+    """The two-sided 95 % quantile of Student's t: with t = sqrt(f) tan(a), the angle a has density cos(a)^(f-1)."""
     if freedom > 10_000:
         return NormalDist().inv_cdf((1 + LEVEL) / 2)
     angle = np.linspace(0, math.pi / 2, 200_001)

@@ -22,11 +22,11 @@ Progress = Callable[[int, int], None]
 class Reference:
     """What the dense model said about `tokens`, exact and small: measure many sparse twins against one dense run.
 
-    Logits would take `count * length * vocab` floats (half a gigabyte for 16k tokens of the bundled model). Kept instead is
-    what enters the output head, `width` floats a token, and a copy of the head (16 MB + 8 MB there): the logits are
-    computed again, window by window, by the same head, so they are the dense model's up to the last float32 bit or two (a
-    matrix product may round differently in another batch). Where the model does more after its head (Gemma's soft cap) or has no
-    head to be found, the logits themselves are kept, in float32: mind the memory.
+    Logits would take `count * length * vocab` floats (half a gigabyte for 16k tokens of the bundled model). Kept
+    instead is what enters the output head, `width` floats a token, and a copy of the head (16 MB + 8 MB there): the
+    logits are computed again, window by window, by the same head, so they are the dense model's up to the last float32
+    bit or two (a matrix product may round differently in another batch). Where the model does more after its head
+    (Gemma's soft cap) or has no head to be found, the logits themselves are kept, in float32: mind the memory.
     """
 
     tokens: Int[Tensor, "count length"]
@@ -72,9 +72,9 @@ class Quality:
 def nll(
     model: Model, tokens: Int[Tensor, "count length"], batch: int = 4, progress: Progress | None = None
 ) -> Float[Tensor, " count"]:
-    """The mean negative log-likelihood of each window's tokens but the first, in nats, computed in float32, summed in float64.
+    """The mean negative log-likelihood of each window's tokens but the first, in nats.
 
-    `model` is anything that gives `model(input_ids=ids).logits`; modules are put in eval mode meanwhile. Logits are
+    Computed in float32, summed in float64. `model` is anything that gives `model(input_ids=ids).logits`; modules are put in eval mode meanwhile. Logits are
     held for one batch at a time: `batch * length * vocab` numbers.
     """
     runs = _runs(model, tokens, batch, progress)
@@ -86,8 +86,9 @@ def perplexity(
 ) -> Estimate:
     """exp of the mean negative log-likelihood over all predicted tokens (all but the first of each window).
 
-    The interval is Student's over windows on the log scale, then exponentiated: windows are taken as independent, though
-    neighbours out of one document resemble each other. For the difference of two models use `paired` on their `nll`.
+    The interval is Student's over windows on the log scale, then exponentiated: windows are taken as independent,
+    though neighbours out of one document resemble each other. For the difference of two models use `paired` on their
+    `nll`.
     """
     return _exp(mean(nll(model, tokens, batch, progress)))
 
