@@ -62,7 +62,7 @@ def test_steps_may_be_given_as_mappings():
         ("weights/wanda 50% + owl", ValueError, r"after '\+' write a corrector"),
         ("weights/owl 50%", ValueError, "'weights/wanda 50% by weights/owl'"),
         ("weights/eora 50%", ValueError, r"'weights/wanda 50% \+ weights/eora'"),
-        ("weights/wanda 2:4 by erk", ValueError, "divides a plain share"),
+        ("weights/wanda 2:4 by erk", ValueError, "divides one budget over all maps"),
         ("", ValueError, "at least one step"),
     ],
 )

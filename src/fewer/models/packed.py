@@ -1,7 +1,6 @@
 """A linear module whose weights live in a layout, and how it takes a dense module's place and gives it back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -43,7 +42,7 @@ class SparseLinear(nn.Module):
         self._last = layout
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, layout: Layout, low_rank: LowRank | None = None) -> Self:
+    def from_linear(cls, linear: nn.Module, layout: Layout, low_rank: LowRank | None = None) -> "SparseLinear":
         """In place of an `nn.Linear`, `Conv1D` or another `SparseLinear`, with its bias; `layout` is `[out, in]`."""
         shape = Site("", linear, transposed=type(linear).__name__ == "Conv1D").shape
         if tuple(layout.shape) != shape:

@@ -120,8 +120,8 @@ def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[st
         if m is not None and kind(type(m)) != wanted:
             raise ValueError(f"after '{sign}' write a {wanted.lower()}; {m.name} is of kind {kind(type(m)).lower()}")
     read = budget(amount)
-    if allocator and (read.group or read.scope != "row" or read.unit != (1, 1)):
-        raise ValueError(f"{allocator.name} divides a plain share over maps, not {amount.strip()!r}; write '50%'")
+    if allocator and (read.group or read.scope == "layer"):
+        raise ValueError(f"{allocator.name} divides one budget over all maps, not {amount.strip()!r}; write '50%'")
     return Step(main, read, where.strip(), allocator, correctors)
 
 
