@@ -186,12 +186,31 @@ def test_every_layout_converts_to_every_other(source, target, rows, groups, seed
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (5, 0), (0, 8), (3, 65)])
 @pytest.mark.parametrize("full", [False, True])
 def test_nothing_everything_and_the_thinnest_matrices_work(kind, shape, full):
-    if kind is Nm and shape[1] % 2:
-        pytest.skip("odd rows do not divide into groups")
     x = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
-    a = reloaded(kind.pack(x, torch.full(shape, full)))
+    how = {"m": 1} if kind is Nm and shape[1] % 2 else {}
+    a = reloaded(kind.pack(x, torch.full(shape, full), **how))
+    how = {f: getattr(a, f) for f in ("m", "height", "unit") if hasattr(a, f)}
+    assert a.bytes == kind.bytes_for(shape, math.prod(shape) * full, 4, **how)
     assert torch.equal(a.keep(), torch.full(shape, full))
     assert torch.equal(a.dense(), x * full)
+
+
+@pytest.mark.parametrize("kind", [*FLAT, Codes, Delta])
+def test_views_are_packed_as_their_copies_are(kind):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(3 + 8 * 16, generator=make)[3:].view(16, 8).mT
+    keep = torch.rand(3 + 8 * 16, generator=make)[3:].view(8, 4, 4).argsort(-1).argsort(-1).flatten(1) < 2
+    keep = torch.cat([torch.ones(3, dtype=torch.bool), keep.flatten()])[3:].view(8, 16)
+    a, b = kind.pack(x, keep), kind.pack(x.contiguous(), keep.clone())
+    assert torch.equal(a.dense(), x * keep) and torch.equal(a.keep(), keep)
+    assert all(same_bits(t, b.tensors()[name]) for name, t in a.tensors().items())
+
+
+def test_starts_take_eight_bytes_from_two_to_the_31_on():
+    rows, kept = 2**16, 2**31
+    assert Bitmask.bytes_for((rows, 2**16), kept, 2) == kept * 2 + rows * 2**13 + 8 * (rows + 1)
+    assert Csr.bytes_for((rows, 2**16), kept - 1, 2) == (kept - 1) * 4 + 4 * (rows + 1)
+    assert Csr.bytes_for((rows, 2**16), kept, 2) == kept * 4 + 8 * (rows + 1)
 
 
 def test_structure_that_is_not_told_is_found():
@@ -432,7 +451,7 @@ def test_what_a_delta_did_is_undone_to_the_bit(seed, dtype):
     assert same_bits(weight, base)
 
 
-def test_a_delta_adds_in_float32_and_rounds_once():
+def test_a_delta_adds_in_the_wider_dtype_and_rounds_once():
     base = torch.tensor([1.0, 256.0, 3.0]).bfloat16()
     change = torch.tensor([2**-9, 1.0078125, 0.0])  # 256 + 1.0078125 rounds up to 258; 256 + bfloat16 steps of 2 ties
     weight = base.clone()
@@ -469,7 +488,7 @@ def test_blocks_are_those_of_torchs_create_block_mask(q, k, block):
 
 
 def test_attention_over_blocks_is_attention_over_the_mask():
-    from torch.nn.attention.flex_attention import create_mask, flex_attention
+    from torch.nn.attention.flex_attention import create_mask
 
     make = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 64, 16, generator=make)
@@ -479,12 +498,12 @@ def test_attention_over_blocks_is_attention_over_the_mask():
     parts = Blocks.of_tokens(mask & blocks.tokens(), block=(16, 16))
     for some, mod, allowed in ((blocks, None, blocks.tokens()), (parts, causal_window, mask & blocks.tokens())):
         truth = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        out = flex_by_blocks(flex_attention, q, k, v, some.block_mask(mod))
+        out = attention_by_blocks(q, k, v, some.block_mask(mod))
         torch.testing.assert_close(out, truth)
 
 
-def flex_by_blocks(flex_attention, q, k, v, block_mask):
-    """Uncompiled flex_attention reads the mask function only, so read its blocks here as the compiled one does."""
+def attention_by_blocks(q, k, v, block_mask):
+    """As compiled flex_attention reads a BlockMask; uncompiled, it reads the mask function only."""
     size = block_mask.BLOCK_SIZE
     pairs = (
         (block_mask.kv_num_blocks, block_mask.kv_indices, block_mask.mask_mod),

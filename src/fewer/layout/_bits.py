@@ -20,7 +20,7 @@ def pack_bits(bits: Bool[Tensor, "rows n"]) -> UInt8[Tensor, "rows bytes"]:
             [6]], dtype=torch.uint8)
     """
     rows, n = bits.shape
-    full = torch.nn.functional.pad(bits, (0, -n % 8)).contiguous()
+    full = torch.nn.functional.pad(bits, (0, -n % 8)).contiguous()  # a copy, so it begins at a whole integer
     if not full.numel():
         return full.new_empty(rows, full.shape[1] // 8, dtype=torch.uint8)
     return (full.view(torch.int64) * _GATHER >> 56).to(torch.uint8)

@@ -1,5 +1,6 @@
 """From one layout to another, and the smallest that holds a given pattern."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -43,6 +44,7 @@ def smallest(x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], bu
     """
     same_shape(x, keep)
     shape, kept, item = (x.shape[0], x.shape[1]), int(keep.sum()), x.element_size()
+    ways: list[tuple[int, Callable[[], Layout]]]
     ways = [(k.bytes_for(shape, kept, item), partial(k.pack, x, keep)) for k in (Dense, Bitmask, Csr)]
     if budget is not None and budget.group and kept_of(keep, budget.group) is not None:
         ways.append((Nm.bytes_for(shape, kept, item, budget.group), partial(Nm.pack, x, keep, budget.group)))

@@ -34,7 +34,7 @@ class Bitmask(Layout):
     @classmethod
     def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> "Bitmask":
         same_shape(x, keep)
-        return cls(x.masked_select(keep), pack_bits(keep), starts(keep.sum(1)), tuple(x.shape))
+        return cls(x.masked_select(keep), pack_bits(keep), starts(keep.sum(1)), (x.shape[0], x.shape[1]))
 
     def dense(self) -> Shaped[Tensor, "rows cols"]:
         return self.value.new_zeros(self.shape).masked_scatter_(self.keep(), self.value)

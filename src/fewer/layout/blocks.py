@@ -1,6 +1,6 @@
 """Which blocks of keys each block of queries reads, as FlexAttention's BlockMask has it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int32, Shaped, UInt8
@@ -93,17 +93,24 @@ class Blocks(Layout):
         """What `flex_attention` takes. `mask_mod(b, h, q, k)` decides inside the blocks that are read in part."""
         from torch.nn.attention.flex_attention import BlockMask
 
-        pairs: tuple[Any, ...] = (self.kv_num_blocks, self.kv_indices, self.full_kv_num_blocks, self.full_kv_indices)
-        return BlockMask.from_kv_blocks(*pairs, BLOCK_SIZE=self.block, mask_mod=mask_mod, seq_lengths=self.lengths)
+        return BlockMask.from_kv_blocks(
+            self.kv_num_blocks,
+            self.kv_indices,
+            self.full_kv_num_blocks,
+            self.full_kv_indices,
+            BLOCK_SIZE=self.block,
+            mask_mod=mask_mod,
+            seq_lengths=self.lengths,
+        )
 
     @classmethod
     def of_block_mask(cls, mask: "BlockMask") -> "Blocks":
         """From a BlockMask; its mask function is not stored."""
-        full = mask.full_kv_num_blocks, mask.full_kv_indices
-        if full[0] is None:
-            full = torch.zeros_like(mask.kv_num_blocks), torch.arange(mask.kv_indices.shape[-1], dtype=torch.int32)
-            full = full[0], full[1].to(full[0].device).expand_as(mask.kv_indices).contiguous()
-        return cls(mask.kv_num_blocks, mask.kv_indices, *full, tuple(mask.BLOCK_SIZE), tuple(mask.seq_lengths))
+        count, index = mask.full_kv_num_blocks, mask.full_kv_indices
+        if count is None or index is None:
+            count, index = _order(torch.zeros_like(mask.kv_indices, dtype=torch.bool))
+        block, lengths = mask.BLOCK_SIZE, mask.seq_lengths
+        return cls(mask.kv_num_blocks, mask.kv_indices, count, index, (block[0], block[1]), (lengths[0], lengths[1]))
 
     def _full(self) -> Bool[Tensor, "batch heads queries keys"]:
         return self._read(self.full_kv_num_blocks, self.full_kv_indices)

@@ -44,7 +44,7 @@ class Bsr(Layout):
         same_shape(x, keep)
         h, w = common_unit(keep, most=32) if unit is None else unit
         some = whole_units(keep, h, w)
-        return cls(into_units(x, h, w)[some], columns(some), starts(some.sum(1)), tuple(x.shape))
+        return cls(into_units(x, h, w)[some], columns(some), starts(some.sum(1)), (x.shape[0], x.shape[1]))
 
     def dense(self) -> Shaped[Tensor, "rows cols"]:
         out = self.value.new_zeros(self.shape)
@@ -76,7 +76,7 @@ class Bsr(Layout):
                 f"not a torch.sparse_bsr matrix: {x.layout}, {x.ndim}-D; call x.to_sparse_bsr((h, w)) first"
             )
         small = torch.uint16 if x.shape[1] // x.values().shape[2] <= 2**16 else torch.int32
-        return cls(x.values(), x.col_indices().to(small), starts(x.crow_indices().diff()), tuple(x.shape))
+        return cls(x.values(), x.col_indices().to(small), starts(x.crow_indices().diff()), (x.shape[0], x.shape[1]))
 
     def _where(self) -> tuple[Tensor, Tensor]:
         across = self.shape[1] // self.unit[1]

@@ -34,7 +34,7 @@ class Csr(Layout):
     @classmethod
     def pack(cls, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"]) -> "Csr":
         same_shape(x, keep)
-        return cls(x.masked_select(keep), columns(keep), starts(keep.sum(1)), tuple(x.shape))
+        return cls(x.masked_select(keep), columns(keep), starts(keep.sum(1)), (x.shape[0], x.shape[1]))
 
     def dense(self) -> Shaped[Tensor, "rows cols"]:
         out = self.value.new_zeros(self.shape)
@@ -65,4 +65,4 @@ class Csr(Layout):
         if x.layout is not torch.sparse_csr or x.ndim != 2:
             raise ValueError(f"not a torch.sparse_csr matrix: {x.layout}, {x.ndim}-D; call x.to_sparse_csr() first")
         small = torch.uint16 if x.shape[1] <= 2**16 else torch.int32
-        return cls(x.values(), x.col_indices().to(small), starts(x.crow_indices().diff()), tuple(x.shape))
+        return cls(x.values(), x.col_indices().to(small), starts(x.crow_indices().diff()), (x.shape[0], x.shape[1]))

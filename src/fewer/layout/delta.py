@@ -81,7 +81,7 @@ class Delta(Layout):
         return out
 
     def add_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
-        """Add to `weight` in place, in float32 or wider and rounded once. Returns what stood there, to `put_` back."""
+        """Add to `weight` in place, in the wider dtype of the two and rounded once. Returns what stood there, to `put_` back."""
         return self._write(weight, add=True)
 
     def put_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
@@ -98,7 +98,6 @@ class Delta(Layout):
         old, new = flat[at], self.value
         if add:
             wide = torch.promote_types(old.dtype, new.dtype)
-            wide = torch.promote_types(wide, torch.float32) if wide.is_floating_point else wide
             new = old.to(wide) + new.to(wide)
         flat[at] = new.to(weight.dtype)
         return dataclasses.replace(self, value=old)

@@ -42,7 +42,7 @@ class Tiles(Layout):
         height = common_unit(keep, most=16)[0] if height is None else height
         some = whole_units(keep, height, 1)
         value = into_units(x, height, 1)[..., 0][some]
-        return cls(value, columns(some), starts(some.sum(1)), height, tuple(x.shape))
+        return cls(value, columns(some), starts(some.sum(1)), height, (x.shape[0], x.shape[1]))
 
     def dense(self) -> Shaped[Tensor, "rows cols"]:
         out = self.value.new_zeros(self.shape)
