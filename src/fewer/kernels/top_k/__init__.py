@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fewer.kernels import backend_of, load
+from fewer.kernels import run
 
 
 def top_k(score: Float[Tensor, "*rows n"], k: int | Int[Tensor, "*rows"]) -> Bool[Tensor, "*rows n"]:
@@ -19,5 +19,4 @@ def top_k(score: Float[Tensor, "*rows n"], k: int | Int[Tensor, "*rows"]) -> Boo
     tensor([[0, 1, 0],
             [0, 0, 0]], dtype=torch.int32)
     """
-    score = score.detach()
-    return load("top_k", backend_of(score))(score, k)
+    return run("top_k", score.detach(), k)

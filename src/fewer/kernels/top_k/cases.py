@@ -27,5 +27,6 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[Tensor, int | Tenso
         (odd, torch.tensor([14, 30, 1])),
         (some(2, 300), 299),
         (some(3, 20, levels=2).mT, 2),
+        (some(2, 17000, levels=500), torch.tensor([16000, 3])),
     ):
         yield score.to(device), k.to(device) if isinstance(k, Tensor) else k
