@@ -81,7 +81,7 @@ class Delta(Layout):
         return out
 
     def add_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
-        """Add to `weight` in place, in the wider dtype of the two and rounded once. Returns what stood there, to `put_` back."""
+        """Add to `weight` in place, in the wider dtype, rounded once. Returns what stood there, to `put_` back."""
         return self._write(weight, add=True)
 
     def put_(self, weight: Shaped[Tensor, "*shape"]) -> "Delta":
