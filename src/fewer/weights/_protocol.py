@@ -31,11 +31,11 @@ class Pruned:
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
 
     def dense(self) -> Weight:
-        """The map that will act: survivors plus low-rank part."""
+        """The map that will act: survivors plus low-rank part, which is added in float32, as it is when it acts."""
         if self.low_rank is None:
             return self.weight
         left, right = self.low_rank
-        return self.weight + (left.float() @ right.float()).to(self.weight.dtype)
+        return self.weight.float() + left.float() @ right.float()
 
 
 class Pruner(Method):
