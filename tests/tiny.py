@@ -15,7 +15,7 @@ TEXT = {
 }
 GROUPED = {**TEXT, "num_key_value_heads": 2, "tie_word_embeddings": False}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4, "decoder_sparse_step": 1}
-WORDS = {"bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 99, "n_inner": 48}
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "activation_function": "relu"}
 GEMMA = {**GROUPED, "head_dim": 16, "num_hidden_layers": 3, "sliding_window": 4, "query_pre_attn_scalar": 16}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
@@ -30,7 +30,7 @@ FAMILIES = {
     "mistral": ("mistral", {**GROUPED, "head_dim": 8, "sliding_window": 4}),
     "gemma2": ("gemma2", {**GEMMA, **SLIDING, "tie_word_embeddings": True}),
     "gemma3": ("gemma3_text", {**GEMMA, **SLIDING, "tie_word_embeddings": True}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 99, **WORDS}),
+    "gpt2": ("gpt2", {**GPT2, "bos_token_id": 1, "eos_token_id": 2}),
     "gpt_neox": ("gpt_neox", {**TEXT, "tie_word_embeddings": False}),
     "opt": ("opt", {**TEXT, **OPT}),
     "phi3": ("phi3", GROUPED),

@@ -1,6 +1,7 @@
 """Open a checkpoint without reading it: blocks stay on the meta device and are read from disk one at a time."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,32 +10,66 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from .blocks import stacks
 from .opening import auto_class, locate
 
 
 class _Source:
-    """The files of a checkpoint, and which of them holds which tensor."""
+    """The files of a checkpoint, and of which of their tensors each tensor of the model is made.
 
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        self.path, self.dtype, self.files = path, dtype, {}
-        index = path / "model.safetensors.index.json"
-        if index.is_file():
-            self.files = json.loads(index.read_text())["weight_map"]
-            return
-        for file in sorted(path.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
-                self.files |= dict.fromkeys(opened.keys(), file.name)
+    transformers renames some tensors on the way in and stacks others (a tensor an expert becomes one of all experts);
+    its own rules are asked, so that what is read is what `from_pretrained` would have read.
+    """
 
-    def key(self, name: str, prefix: str) -> str | None:
-        """The name that the checkpoint gives this tensor: its own, or that of a model saved without its head."""
-        return next((k for k in (name, name.removeprefix(prefix + ".")) if k in self.files), None)
+    def __init__(self, path: Path, model: Any, dtype: torch.dtype) -> None:
+        self.path, self.dtype, self.files = path, dtype, _files(path)
+        rules = get_model_conversion_mapping(model)
+        renamings = [r for r in rules if isinstance(r, WeightRenaming)]
+        stackings = [r for r in rules if isinstance(r, WeightConverter)]
+        by_pattern = {pattern: r for r in stackings for pattern in r.source_patterns}
+        mine, self.made_of = model.state_dict(), {}
+        for key in sorted(self.files, key=_natural):
+            whole = rename_source_key(key, renamings, stackings, model.base_model_prefix, mine)
+            plain = rename_source_key(key, [], [], model.base_model_prefix, mine)
+            name, pattern = whole if whole[0] in mine else plain
+            stacking = None if pattern is None else by_pattern[pattern]
+            self.made_of.setdefault(name, (stacking, []))[1].append((key, pattern))
 
     def read(self, key: str) -> Tensor:
         with safe_open(self.path / self.files[key], "pt") as opened:
             tensor = opened.get_tensor(key)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def make(self, name: str, model: Any) -> Tensor:
+        """The model's tensor `name`, from the one or several that the checkpoint holds for it."""
+        stacking, keys = self.made_of[name]
+        if stacking is None:
+            return self.read(keys[0][0])
+        stacking = deepcopy(stacking)
+        for key, pattern in keys:
+            stacking.add_tensor(name, key, pattern, self.read(key))
+        made = stacking.convert(name, model=model, config=model.config)[name]
+        return made[0] if isinstance(made, list) else made
+
+
+def _files(path: Path) -> dict[str, str]:
+    """Which file holds which tensor."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    found: dict[str, str] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file.name)
+    return found
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Expert 10 comes after expert 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
 _sources: "WeakKeyDictionary[nn.Module, _Source]" = WeakKeyDictionary()
@@ -44,8 +79,8 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
     """The model in a local directory with everything but its blocks in memory; blocks lie on the meta device.
 
     Embeddings, norms, heads and rotary buffers are there; `materialise` reads one block, `release` lets it go. Raises
-    `ValueError` for a directory that is no model, and for a checkpoint whose tensors transformers would rename or stack
-    while opening it (Mixtral's experts): open those with `open_model`.
+    `ValueError` for a directory that is no model, and for a checkpoint that lacks a tensor of the model or would have
+    one of its tensors split into several: open those with `open_model`.
     """
     place = Path(locate(path))
     config = AutoConfig.from_pretrained(place)
@@ -53,7 +88,7 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
         raise ValueError(f"{path} is packed or quantised already; open it with open_model")
     with torch.device("meta"):
         model = auto_class(config).from_config(config, dtype=getattr(torch, dtype))
-    source = _Source(place, getattr(torch, dtype))
+    source = _Source(place, model, getattr(torch, dtype))
     _check_names(model, source, str(path))
     _fill_plain_buffers(model)
     inside = tuple(f"{name}." for name in stacks(model))
@@ -80,7 +115,7 @@ def release(model: nn.Module, block: str) -> None:
     """
     source, module = _source(model), model.get_submodule(block)
     for name, parameter in list(module.named_parameters()):
-        if source.key(f"{block}.{name}", model.base_model_prefix) is not None:
+        if f"{block}.{name}" in source.made_of:
             _set(model, f"{block}.{name}", parameter.to("meta"))
 
 
@@ -93,10 +128,10 @@ def _source(model: nn.Module) -> _Source:
 def _check_names(model: nn.Module, source: _Source, path: str) -> None:
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     for name in model.state_dict():
-        if source.key(name, model.base_model_prefix) is None and name not in tied:
+        if name not in source.made_of and name not in tied:
             raise ValueError(
-                f"{path} has no tensor {name!r}, so it cannot be opened block by block (transformers may store it under "
-                "other names); open it with open_model"
+                f"{path} has no tensor {name!r}, so it cannot be opened block by block ; "
+                "open it with open_model, which says more"
             )
 
 
@@ -114,9 +149,8 @@ def _fill_plain_buffers(model: Any) -> None:
 
 
 def _load(model: nn.Module, name: str, source: _Source) -> None:
-    key = source.key(name, model.base_model_prefix)
-    if key is not None:
-        _set(model, name, source.read(key))
+    if name in source.made_of:
+        _set(model, name, source.make(name, model))
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -41,7 +41,12 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
         from . import hub as hub  # teaches transformers to open what we packed
     with _quiet():
         model, told = auto_class(config).from_pretrained(
-            place, config=config, dtype=kind, output_loading_info=True, use_safetensors=True
+            place,
+            config=config,
+            dtype=kind,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
         )
     _complain(str(name_or_path), told)
     model = model.to(device).eval().requires_grad_(False)

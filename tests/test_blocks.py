@@ -1,0 +1,257 @@
+"""Blocks one by one are the model; checkpoints opened whole or lazily; what is no model is refused."""
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fewer.layout import Bitmask
+from fewer.models import (
+    SparseLinear,
+    block_inputs,
+    blocks,
+    check_finite,
+    first_inputs,
+    lazy,
+    materialise,
+    open_lazily,
+    open_model,
+    release,
+    run_block,
+    sites,
+    swap,
+)
+
+FAMILIES = list(tiny.FAMILIES)
+
+
+def logits(model, family):
+    return model(**tiny.batch(family)).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_run_one_by_one_are_the_model(family):
+    model, batch = tiny.build(family), tiny.batch(family)
+    truth = []
+    hooks = [
+        b.register_forward_hook(lambda m, a, out: truth.append(out[0] if isinstance(out, tuple) else out))
+        for _, b in blocks(model)
+    ]
+    model(**batch)
+    for hook in hooks:
+        hook.remove()
+    calls = block_inputs(model, batch)
+    hidden = calls[0][0][0]
+    for (_, block), (args, kwargs), out in zip(blocks(model), calls, truth, strict=True):
+        hidden = run_block(block, hidden, args, kwargs)
+        assert torch.equal(hidden, out)
+    first = first_inputs(model, batch)
+    assert torch.equal(first[0][0], calls[0][0][0]) and first[1].keys() == calls[0][1].keys()
+    assert torch.equal(logits(model, family), logits(tiny.build(family), family))  # nothing is left behind
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_layers_keep_their_own_masks_and_share_what_is_the_same(family):
+    model = tiny.build(family)
+    model.set_attn_implementation("eager")
+    calls = block_inputs(model, tiny.batch(family))
+    near, far, again = (kwargs["attention_mask"] for _, kwargs in calls)
+    assert near is again and not torch.equal(near, far)
+    assert calls[0][1]["position_embeddings"] is calls[2][1]["position_embeddings"]
+    assert all(args[0] is calls[0][0][0] for args, _ in calls)
+
+
+def test_only_the_first_block_is_computed_to_learn_what_each_is_given():
+    model, ran = tiny.build("gemma3"), []
+    for name, block in blocks(model):
+        block.mlp.register_forward_hook(lambda m, a, o, name=name: ran.append(name))
+    block_inputs(model, tiny.batch("gemma3"))
+    assert ran == ["model.layers.0"]
+    first_inputs(model, tiny.batch("gemma3"))
+    assert ran == ["model.layers.0"]
+
+
+def test_padding_is_in_what_the_blocks_are_given():
+    model, batch = tiny.build("llama"), tiny.batch("llama")
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    (_, padded), *_ = block_inputs(model, {**batch, "attention_mask": mask})
+    assert not padded["attention_mask"][0, 0, -1, :5].any() and padded["past_key_values"] is None
+
+
+def test_blocks_that_return_tuples_and_a_model_of_one_block_work_too():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(4, 4)
+
+        def forward(self, hidden_states, scale):
+            return self.map(hidden_states) * scale, scale
+
+    class Net(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.layers = nn.ModuleList([Block() for _ in range(n)])
+
+        def forward(self, x):
+            scale = 2.0
+            for layer in self.layers:
+                x, scale = layer(hidden_states=x, scale=scale)
+            return x
+
+    for n in (1, 3):
+        net, x = Net(n), torch.randn(2, 4)
+        calls, hidden = block_inputs(net, x), x
+        for (_, block), (args, kwargs) in zip(blocks(net), calls, strict=True):
+            hidden = run_block(block, hidden, args, kwargs)
+        assert torch.equal(hidden, net(x))
+
+
+def test_a_model_without_blocks_says_so():
+    with pytest.raises(ValueError, match="no repeated blocks"):
+        first_inputs(nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2))
+
+
+def test_the_bundled_model_opens_with_its_tokenizer():
+    model, tokenizer = open_model("bundled", dtype="bfloat16")
+    assert len(blocks(model)) == 10 and len(sites(model)) == 70 and model.dtype is torch.bfloat16
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    ids = tokenizer("def add(a, b):\n    return a +", return_tensors="pt").input_ids
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "b"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "vit", "mixtral", "gpt_neox"])
+def test_a_directory_opens_with_the_head_it_was_saved_with(family, tmp_path):
+    model = tiny.build(family)
+    model.save_pretrained(tmp_path)
+    opened, tokenizer = open_model(tmp_path)
+    assert type(opened) is type(model) and tokenizer is None
+    assert torch.equal(logits(opened, family), logits(model, family))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny.build("llama").save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.mark.parametrize("door", [open_model, open_lazily])
+def test_what_is_no_model_is_refused_with_what_is_missing(door, saved, tmp_path):
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        door(tmp_path / "bare")
+    with pytest.raises(ValueError, match="no such directory"):
+        door(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is a file"):
+        door(saved / "config.json")
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="read weights from safetensors"):
+        door(saved)
+    (saved / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"no \*\.safetensors$"):
+        door(saved)
+
+
+def test_a_name_that_cannot_be_reached_and_a_wrong_dtype_are_refused():
+    with pytest.raises(ValueError, match="cannot open the model 'no-such-model-at-all'"):
+        open_model("no-such-model-at-all")
+    for dtype in ("float33", "int8"):
+        with pytest.raises(ValueError, match=f"not a dtype for weights: '{dtype}'"):
+            open_model("bundled", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "change, words", [("drop", "lacks the weights"), ("add", "does not know"), ("cut", "wrong shape")]
+)
+def test_weights_that_do_not_fit_are_named(change, words, saved):
+    tensors, name = load_file(saved / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    if change == "drop":
+        del tensors[name]
+    elif change == "add":
+        name = "model.layers.7.extra"
+        tensors[name] = torch.ones(2)
+    else:
+        tensors[name] = tensors[name][:5].clone()
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{words} .*{name}"):
+        open_model(saved)
+
+
+@pytest.mark.parametrize(
+    "family, parameter, name",
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"),
+        ("gpt2", "transformer.h.0.attn.c_attn.weight", r"transformer.h.0.attn.c_attn\[v\]"),
+        ("mixtral", "model.layers.0.mlp.experts.gate_up_proj", r"experts.gate_up_proj\[3\]\[up\]"),
+        ("llama", "model.norm.weight", "model.norm.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_by_their_site(family, parameter, name):
+    model = tiny.build(family)
+    check_finite(model)
+    model.get_parameter(parameter).view(-1)[-1] = float("inf")
+    with pytest.raises(ValueError, match=f"{name} are not finite: 1 of"):
+        check_finite(model)
+
+
+def held(model):
+    return sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lazy_model_holds_one_block_at_a_time_and_is_the_same_model(family, tmp_path):
+    tiny.build(family).save_pretrained(tmp_path, max_shard_size="30KB")
+    whole, _ = open_model(tmp_path)
+    model, batch = open_lazily(tmp_path), tiny.batch(family)
+    names = [n for n, _ in blocks(model)]
+    inside = [n for n, p in model.named_parameters() if p.is_meta]
+    assert inside == [n for n, _ in whole.named_parameters() if n.startswith(names[0][:-1])]
+    size = sum(p.numel() * 4 for p in blocks(whole)[0][1].parameters())
+    rest, calls, hidden = held(model), None, None
+    for name, block in blocks(model):
+        materialise(model, name)
+        assert held(model) == rest + size
+        calls = calls or block_inputs(model, batch)
+        hidden = calls[0][0][0] if hidden is None else hidden
+        hidden = run_block(block, hidden, *calls[names.index(name)])
+        release(model, name)
+        assert held(model) == rest
+    truth = []
+    blocks(whole)[-1][1].register_forward_hook(lambda m, a, o: truth.append(o[0] if isinstance(o, tuple) else o))
+    whole(**batch)
+    assert torch.equal(hidden, truth[0])
+
+
+def test_only_the_tensors_of_the_block_are_read(saved, monkeypatch):
+    keys, read = [], lazy._Source.read
+    monkeypatch.setattr(lazy._Source, "read", lambda self, key: keys.append(key) or read(self, key))
+    model = open_lazily(saved)
+    assert keys == ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    keys.clear()
+    materialise(model, "model.layers.1")
+    assert len(keys) == 9 and all(k.startswith("model.layers.1.") for k in keys)
+    materialise(model, "model.layers.1")  # already there
+    assert len(keys) == 9
+
+
+def test_a_packed_block_stays_when_it_is_released(saved):
+    model = open_lazily(saved, dtype="bfloat16")
+    materialise(model, "model.layers.0")
+    (site,) = sites(model, "model.layers.0.mlp.up_proj")
+    w = site.read()
+    assert w.dtype is torch.bfloat16
+    swap(model, {site.name: SparseLinear.from_linear(site.module, Bitmask.pack(w, w > 0))})
+    release(model, "model.layers.0")
+    assert torch.equal(model.get_submodule(site.name).dense(), w.relu())
+    assert model.get_parameter("model.layers.0.mlp.down_proj.weight").is_meta
+
+
+def test_lazy_doors_refuse_what_they_cannot_do(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["model.layers.0.mlp.upwards.weight"] = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"no tensor 'model.layers.0.mlp.up_proj.weight'.*open_model"):
+        open_lazily(saved)
+    with pytest.raises(ValueError, match="not opened by open_lazily"):
+        materialise(tiny.build("llama"), "model.layers.0")
