@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .quality import Model, Progress, at_rest, device_of
 
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch 2.13 forgets to count
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch 2.13 does not count it
 
 
 def bytes_of(model: nn.Module) -> int:
@@ -39,16 +39,14 @@ def flops(model: Model, tokens: Int[Tensor, "count length"]) -> int:
     for as many tokens as reached it. A masked dense weight costs what a dense one costs; what its zeros would save is
     the difference to `useful_flops`.
     """
-    with (
-        _rows_seen(model, lambda m: hasattr(m, "flops")) as rows,
-        at_rest(model),
-        FlopCounterMode(display=False) as count,
-    ):
+    attention = dict.fromkeys((CPU_ATTENTION, CPU_ATTENTION.default), _attention)
+    count = FlopCounterMode(display=False, custom_mapping=attention)
+    with _rows_seen(model, _counts_itself) as rows, at_rest(model), count:
         model(input_ids=tokens.to(device_of(model)))
     counts = count.get_flop_counts()
     names = {m: n for n, m in model.named_modules()} if isinstance(model, nn.Module) else {}
     root = type(model).__name__
-    seen = (sum(counts.get(f"{root}.{names[m]}" if names[m] else root, {}).values()) for m in rows)
+    seen = (sum(counts.get(f"{root}.{names[m]}", {}).values()) for m in rows)
     return count.get_total_flops() - sum(seen) + sum(m.flops(n) for m, n in rows.items())
 
 
@@ -142,7 +140,12 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: ob
 
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    matrix = isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    return matrix and not _counts_itself(module)
+
+
+def _counts_itself(module: nn.Module) -> bool:
+    return callable(getattr(module, "flops", None))
 
 
 @contextlib.contextmanager

@@ -56,11 +56,11 @@ def mean(x: Float[Tensor, " n"]) -> Estimate:
     return Estimate(value, value - half, value + half, n)
 
 
-def paired(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Estimate:
+def paired(a: Float[Tensor, " n"], b: Float[Tensor, " m"]) -> Estimate:
     """The mean of `a - b` over the same pieces: far narrower than the difference of two intervals, as the text cancels.
 
     Of two `nll`s over the same windows it is the difference in nats per token, and its exponential the ratio of
-    perplexities.
+    perplexities. Raises `ValueError` if there are not as many of `b` as of `a`.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} pieces: paired needs the same windows for both")
