@@ -1,0 +1,216 @@
+"""The frontier: every method at every budget, measured on one model, beside dense and random."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from fewer.core import axes as all_axes
+from fewer.core import budget as read_budget
+from fewer.core import find
+from fewer.core import methods as names
+from fewer.data import corpus, windows
+from fewer.models import open_model
+
+from . import parallel, results
+from .engine import Progress, plan
+from .jobs import Job, key, measure
+from .point import Point
+from .steps import Step, kind, step
+
+BUDGETS = ("50%", "30%", "2:4")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to calibrate and test on: `source` as `data.corpus` reads it, in windows of `length` tokens."""
+
+    source: str = "stdlib"
+    calibration: int = 24
+    test: int = 24
+    length: int = 512
+    seed: int = 0
+
+    def windows(self, tokenizer: Any) -> tuple[Int[Tensor, "count length"], Int[Tensor, "tests length"]]:
+        """The two, from parts of the source that share no document. `ValueError` if there is too little text."""
+        kinds = (("calibration", self.calibration), ("test", self.test))
+        calibration, test = (
+            windows(corpus(self.source, part), tokenizer, self.length, n, self.seed) for part, n in kinds
+        )
+        return calibration, test
+
+    def __str__(self) -> str:
+        source = "the Python standard library" if self.source == "stdlib" else self.source
+        return f"{source}: {self.test} test windows of {self.length} tokens, calibrated on {self.calibration} others"
+
+
+def frontier(
+    model: str | Path = "bundled",
+    axes: Sequence[str] = ("weights",),
+    budgets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    where: str = "*",
+    data: Text | None = None,
+    out: str | Path | None = None,
+    jobs: int | None = None,
+    ray: bool = False,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    found: Callable[[Point], None] | None = None,
+) -> list[Point]:
+    """Measure methods x budgets on a model: perplexity and KL to dense against bytes, bits and FLOPs.
+
+    `methods` are steps without a budget, such as `weights/wanda + eora(rank=16)`; by default every pruner of the axes
+    and then, on the best of those that only choose, every corrector and every allocator. Dense and random are always there.
+    Jobs run in `jobs` processes (by default one a core) or on a Ray cluster, and are remembered by content in the cache
+    directory (`$FEWER_CACHE`): a second run measures only what is new. `found` is told each point as it comes; `out` is a file of
+    JSON lines. A job that fails becomes a point with an `error`. Raises `ValueError` or `LookupError` before any
+    work if something given cannot be, and `RuntimeError` if every job failed.
+    """
+    texts = data or Text()
+    first, axis = _asked(axes, methods, budgets, where)
+    opened, tokenizer = open_model(model, device)
+    if tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer: the frontier measures language models, on text")
+    plan(opened, tuple(s for s in first if s))  # refuses what cannot be done to this model
+    del opened
+    base = Job(str(model), "", where, *texts.windows(tokenizer), device)
+    run = _Run(base, _runner(jobs, ray), progress, found)
+    points = run.points(first)
+    if methods is None:
+        points += run.points(_additions(axis, points, budgets or BUDGETS, where))
+    if all(p.error for p in points):
+        raise RuntimeError(f"every job failed; the first said: {points[0].error}")
+    if out is not None:
+        _write(Path(out), points)
+    return points
+
+
+@dataclass
+class _Run:
+    """Jobs in, points out, in the order asked for; what is remembered is not done again."""
+
+    base: Job
+    runner: Callable[..., Iterator[tuple[Job, Point | Exception]]]
+    progress: Progress | None
+    found: Callable[[Point], None] | None
+    done: int = 0
+    total: int = 0
+
+    def points(self, steps: Sequence[Step | None]) -> list[Point]:
+        todo = [replace(self.base, step=str(s) if s else "") for s in steps]
+        self.total += len(todo)
+        known: dict[str, Point] = {}
+        fresh: list[Job] = []
+        for job in todo:
+            if point := results.recall(key(job)):
+                known[job.step] = self._take(point)
+            else:
+                fresh.append(job)
+        for job, outcome in self.runner(fresh, measure) if fresh else ():
+            if isinstance(outcome, Exception):
+                outcome = replace(job.unmeasured(), error=f"{type(outcome).__name__}: {outcome}".replace("\n", " "))
+            else:
+                results.remember(key(job), outcome)
+            known[job.step] = self._take(outcome)
+        return [known[job.step] for job in todo]
+
+    def _take(self, point: Point) -> Point:
+        self.done += 1
+        if self.found:
+            self.found(point)
+        if self.progress:
+            self.progress(point.step, self.done, self.total)
+        return point
+
+
+def _asked(
+    axes: Sequence[str], methods: Sequence[str] | None, budgets: Sequence[str] | None, where: str
+) -> tuple[list, str]:
+    """Dense (None), random and the methods asked for, at every budget they can be given."""
+    for axis in axes:
+        if axis not in all_axes():
+            raise LookupError(f"no axis {axis!r}; there are: {', '.join(all_axes())}")
+        if axis != "weights":
+            raise ValueError(f"the axis {axis!r} cannot be measured on a model yet; write --axes weights")
+    amounts = [str(read_budget(b)) for b in budgets or BUDGETS]
+    if methods is None:
+        chosen = [n for axis in axes for n in names(axis) if kind(find(n)) == "Pruner"]
+    else:
+        chosen = [m if "/" in m.split()[0] else f"{axes[0]}/{m}" for m in methods]
+    whole = dict.fromkeys([*(f"{axis}/random" for axis in axes), *chosen])
+    return [None, *(s for m in whole for s in _at(m, amounts, where))], axes[0]
+
+
+_HEAD = re.compile(r"\s*(?P<head>[\w/]+(?:\([^()]*\))?)(?P<rest>.*)", re.S)
+
+
+def _at(method: str, budgets: Sequence[str], where: str) -> list[Step]:
+    """The steps of a method at the budgets that it can be given; `ValueError` if there is none."""
+    form = _HEAD.fullmatch(method)
+    if form is None:
+        raise ValueError(f"not a method: {method!r}; write 'weights/wanda' or 'weights/wanda by owl + eora(rank=16)'")
+    steps, wrong = [], None
+    for amount in budgets:
+        try:
+            steps.append(step(f"{form['head']} {amount}{form['rest']} @ {where}"))
+        except ValueError as error:
+            wrong = error
+    if not steps and wrong:
+        raise wrong
+    return steps
+
+
+def _additions(axis: str, points: Sequence[Point], budgets: Sequence[str], where: str) -> list[Step]:
+    """Every corrector, and every allocator, on the best of the methods that only choose what stays; where at most half may."""
+    plain = {n for n in names(axis) if kind(find(n)) == "Pruner" and _only_chooses(n)}
+    there = [p for p in points if p.perplexity and not p.control and f"{axis}/{p.method}" in plain]
+    tight = [b for b in budgets if any(p.budget == str(read_budget(b)) and (p.kept or 1) <= 0.55 for p in there)]
+    if not tight:
+        return []
+    hard = min((p for p in there), key=lambda p: p.kept or 1).budget
+    best = min((p for p in there if p.budget == hard), key=lambda p: p.perplexity.value).method  # type: ignore[union-attr]
+    joins = {"Corrector": "+", "Allocator": "by"}
+    adds = [(joins[kind(find(n))], n.partition("/")[2]) for n in names(axis) if kind(find(n)) in joins]
+    steps: list[Step] = []
+    for sign, name in sorted(adds):
+        try:
+            steps += _at(f"{axis}/{best} {sign} {name}", tight, where)
+        except ValueError:  # an allocator, and no budget to divide
+            continue
+    return steps
+
+
+def _only_chooses(name: str) -> bool:
+    """True for a pruner that ranks and leaves survivors as they were: its `prune` is the axis' own."""
+    prune = getattr(find(name), "prune", None)
+    return prune is not None and prune.__module__.endswith("._protocol")
+
+
+def _runner(jobs: int | None, ray: bool) -> Callable[..., Iterator[tuple[Job, Point | Exception]]]:
+    if ray:
+        return parallel.cluster
+    count = cores() if jobs is None else jobs
+    if count < 1:
+        raise ValueError(f"{count} jobs at a time: write at least 1")
+    return parallel.alone if count == 1 else lambda todo, work: parallel.processes(todo, work, count)
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write(path: Path, points: Sequence[Point]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(json.dumps(p.as_dict()) + "\n" for p in points), encoding="utf-8")
+    part.replace(path)
+
+
+__all__ = ["BUDGETS", "Text", "cores", "frontier"]

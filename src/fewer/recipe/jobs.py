@@ -1,0 +1,175 @@
+"""A job of the frontier, as a value: what to measure on what; doing it; and the key that says two jobs are the same."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+import fewer
+from fewer.core import Change
+from fewer.measure import Reference, flops, quality
+from fewer.models import open_model, sites
+from fewer.models.opening import locate
+from fewer.models.stored import stored_dtype
+
+from .act import apply
+from .point import Point
+from .steps import Step
+from .steps import step as read
+
+ENGINE = (
+    "core",
+    "layout",
+    "kernels",
+    "select",
+    "calibrate",
+    "models",
+    "measure",
+    "recipe",
+)  # what every job runs through
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One point to measure. `step` is the text of a step, or empty for the dense model; `where` are the maps that count."""
+
+    model: str
+    step: str
+    where: str
+    calibration: Int[Tensor, "count length"]
+    test: Int[Tensor, "tests length"]
+    device: str = "cpu"
+
+    def unmeasured(self) -> Point:
+        """The point with no numbers yet."""
+        if not self.step:
+            return Point("", "dense", "dense", "")
+        step = read(self.step)
+        return Point(step.axis, str(step), label(step), str(step.budget))
+
+
+def label(step: Step) -> str:
+    """What a figure calls a step: no axis, no budget; a ranking over several maps is another method.
+
+    >>> label(read("weights/magnitude 50% per model"))
+    'magnitude per model'
+    """
+    text = step.what.removeprefix(f"{step.axis}/")
+    return text if step.budget.scope == "row" else f"{text} per {step.budget.scope}"
+
+
+def measure(job: Job) -> Point:
+    """Do the step, measure, undo. A process opens a model once and keeps what its dense twin said."""
+    began = time.perf_counter()
+    model, dense = _opened(job.model, job.device, _digest(job.test), _Held(job.test))
+    if not job.step:
+        return _point(job, model, [], {}, dense, began)
+    with apply(model, job.step, job.calibration.to(job.device)) as applied:
+        return _point(job, model, applied.changes, applied.stored, dense, began)
+
+
+class _Held:
+    """Tokens that are told apart by their digest, which is also in the key."""
+
+    def __init__(self, tokens: Tensor):
+        self.tokens = tokens
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(model: str, device: str, digest: str, test: _Held) -> tuple[nn.Module, Reference]:
+    opened, _ = open_model(model, device)
+    return opened, Reference.of(opened, test.tokens)
+
+
+def _point(
+    job: Job, model: nn.Module, changes: list[Change], stored: dict[str, Any], dense: Reference, began: float
+) -> Point:
+    found, width = quality(model, dense, job.test), stored_dtype(model).itemsize
+    weights = sum(math.prod(s.shape) for s in sites(model, job.where))
+    whole = sum(p.numel() for p in model.parameters()) * width
+    before, after = sum(c.bytes_before for c in changes), sum(c.bytes_after for c in changes)
+    return dataclasses.replace(
+        job.unmeasured(),
+        kept=sum(c.kept * c.bytes_before for c in changes) / before if changes else 1.0,
+        bits=8 * (weights * width - before + after) / weights,
+        bytes_before=whole,
+        bytes_after=whole - before + after,
+        flops=_flops(job, model, changes, stored),
+        perplexity=found.perplexity,
+        kl=found.kl,
+        losses=tuple(found.nll.tolist()),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _flops(job: Job, model: nn.Module, changes: list[Change], stored: dict[str, Any]) -> float:
+    """The share of the dense model's arithmetic that is of use: kept weights, low-rank parts, and all that was not touched.
+
+    While a step is applied the model computes densely, zeros and all, so the dense cost is counted and what is spared taken off.
+    """
+    if not changes:
+        return 1.0
+    shapes = {s.name: math.prod(s.shape) for s in sites(model, job.where)}
+    spared = sum((1 - c.kept) * shapes[c.site] for c in changes)
+    added = sum(t.numel() for s in stored.values() for t in (s.low_rank or ()))
+    window = job.test[:1]
+    return 1 - 2 * window.numel() * (spared - added) / flops(model, window)
+
+
+def key(job: Job) -> str:
+    """SHA-256 of everything that the result depends on: model, step, data, and the code that is run."""
+    told = hashlib.sha256()
+    for part in (_content(job.model), job.step, job.where, job.device, torch.__version__, fewer.__version__):
+        told.update(f"{part}\0".encode())
+    told.update(_digest(job.test).encode())
+    step = read(job.step) if job.step else None
+    if step:
+        told.update(_digest(job.calibration).encode())
+    for file in _sources(step):
+        told.update(_file(file))
+    return told.hexdigest()
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + tokens.cpu().numpy().tobytes()).hexdigest()
+
+
+@functools.cache
+def _file(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+@functools.cache
+def _content(model: str) -> str:
+    """The model's files; a name on the hub stands for itself."""
+    place = Path(locate(model))
+    if not place.is_dir():
+        return str(place)
+    files = sorted(f for f in place.iterdir() if f.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return hashlib.sha256(b"".join(f.name.encode() + _file(f) for f in files)).hexdigest()
+
+
+def _sources(step: Step | None) -> Iterator[Path]:
+    """The code that a job runs: a change in another method's file, or in how reports look, measures nothing anew."""
+    root = Path(inspect.getfile(fewer)).parent
+    for room in ENGINE:
+        yield from sorted((root / room).rglob("*.py"))
+    if step:
+        yield from sorted((root / step.axis).glob("_*.py"))
+        for method in filter(None, (step.method, step.allocator, *step.correctors)):
+            yield Path(inspect.getfile(type(method)))
