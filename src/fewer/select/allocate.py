@@ -7,7 +7,7 @@ from fractions import Fraction
 from fewer.core import Budget
 
 
-def divide(budget: Budget, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+def divide(budget: Budget, sizes: Sequence[int], weights: Sequence[float | int]) -> list[int]:
     """How many of each layer's units stay, if the shares that stay are to be as `weights` and the total exact.
 
     Layer i gets clip(c * weights[i] * sizes[i], 1, sizes[i]), with the one c for which these sum to the budget of all

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def balanced(score: Float[Tensor, "tokens experts"], slack: float = 1e-3) -> Bool[Tensor, "tokens experts"]:
+def balanced(score: Float[Tensor, "tokens experts"], slack: float | int = 1e-3) -> Bool[Tensor, "tokens experts"]:
     """Assign each token to one expert, tokens / experts to each, for the highest total score: an auction.
 
     Tokens bid for places with experts; a bid exceeds the going price by what the best expert is worth more than the

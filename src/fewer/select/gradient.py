@@ -48,7 +48,7 @@ def revivable(x: Float[Tensor, "*shape"], keep: Bool[Tensor, "*shape"]) -> Float
 
 
 def jump(
-    z: Float[Tensor, "*rows n"], threshold: Float[Tensor, "..."], bandwidth: float = 1e-3
+    z: Float[Tensor, "*rows n"], threshold: Float[Tensor, "..."], bandwidth: float | int = 1e-3
 ) -> Float[Tensor, "*rows n"]:
     """JumpReLU: `z` where it is above `threshold`, else 0; the threshold learns from what is near it.
 
@@ -64,7 +64,7 @@ def jump(
 
 
 def step(
-    z: Float[Tensor, "*rows n"], threshold: Float[Tensor, "..."], bandwidth: float = 1e-3
+    z: Float[Tensor, "*rows n"], threshold: Float[Tensor, "..."], bandwidth: float | int = 1e-3
 ) -> Float[Tensor, "*rows n"]:
     """Heaviside: 1 where `z` is above `threshold`; its sum is JumpReLU's L0 penalty, a gradient for the threshold.
 

@@ -9,7 +9,7 @@ from fewer.core import Budget
 from ._select import select
 
 
-def top_p(prob: Float[Tensor, "*rows n"], p: float) -> Bool[Tensor, "*rows n"]:
+def top_p(prob: Float[Tensor, "*rows n"], p: float | int) -> Bool[Tensor, "*rows n"]:
     """The fewest of each row whose mass reaches the share `p` of the row's mass, at least one; ties to the lower index.
 
     Masses are added in float64, largest first (nucleus sampling, Holtzman et al. 2020, 1904.09751, eq. 2).
@@ -30,7 +30,7 @@ def top_p(prob: Float[Tensor, "*rows n"], p: float) -> Bool[Tensor, "*rows n"]:
     return torch.zeros_like(first).scatter_(-1, order, first)
 
 
-def threshold(score: Float[Tensor, "*rows n"], above: float | Float[Tensor, "..."]) -> Bool[Tensor, "*rows n"]:
+def threshold(score: Float[Tensor, "*rows n"], above: float | int | Float[Tensor, "..."]) -> Bool[Tensor, "*rows n"]:
     """Keep what is strictly above a threshold, one for all or one that broadcasts; how many that is, the data say.
 
     >>> threshold(torch.tensor([1.0, 2.0, 3.0]), 2.0)

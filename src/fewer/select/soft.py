@@ -33,7 +33,7 @@ def entmax15(z: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
     return _Entmax15.apply(z)
 
 
-def entmax(z: Float[Tensor, "*rows n"], alpha: float | Float[Tensor, "..."]) -> Float[Tensor, "*rows n"]:
+def entmax(z: Float[Tensor, "*rows n"], alpha: float | int | Float[Tensor, "..."]) -> Float[Tensor, "*rows n"]:
     """alpha-entmax for any alpha above 1: p = max((alpha - 1) z - tau, 0)^(1 / (alpha - 1)), summing to 1.
 
     tau is found by bisection to the last bit (Peters et al. 2019, algorithm 1). `alpha` is a number or a tensor that
@@ -44,13 +44,13 @@ def entmax(z: Float[Tensor, "*rows n"], alpha: float | Float[Tensor, "..."]) -> 
     >>> entmax(torch.tensor([1.0, 0.5, -1.0]), 2.0)
     tensor([0.7500, 0.2500, 0.0000])
     """
-    power = torch.as_tensor(alpha, dtype=z.dtype, device=z.device)
+    power = torch.as_tensor(alpha, dtype=None if isinstance(alpha, Tensor) else torch.float64).to(z.device)
     if not (power > 1).all():
         raise ValueError(f"entmax needs alpha above 1, not {alpha}; alpha = 1 is torch.softmax")
     return _Entmax.apply(z, power)
 
 
-def sparse_k(z: Float[Tensor, "*rows n"], k: float) -> Float[Tensor, "*rows n"]:
+def sparse_k(z: Float[Tensor, "*rows n"], k: float | int) -> Float[Tensor, "*rows n"]:
     """The point of {0 <= p <= 1, sum p = k} nearest to `z`: p = clip(z - tau, 0, 1), a top-k with a slope.
 
     The SparseK operator of Lou et al. 2024 (2406.16747); tau is exact, from the sorted breakpoints `z`, `z - 1`,
@@ -121,7 +121,7 @@ class _Entmax15(torch.autograd.Function):
 class _Entmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, alpha: Tensor) -> Tensor:
-        x, a = _wide(z), _wide(alpha)
+        x, a = _wide(z), alpha.to(torch.promote_types(z.dtype, torch.float32))
         x = (x - x.amax(-1, keepdim=True)) * (a - 1)
         low, high = x.amax(-1, keepdim=True) - 1, x.amax(-1, keepdim=True) - x.shape[-1] ** (1 - a)
         low, high = torch.broadcast_tensors(low, high)
@@ -156,7 +156,7 @@ def _power(x: Tensor, alpha: Tensor) -> Tensor:
 
 class _SparseK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, k: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, k: float | int) -> Tensor:
         x = _wide(z)
         x = x - x.amax(-1, keepdim=True)
         bend, order = torch.cat([x - 1, x], -1).sort(dim=-1)  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
