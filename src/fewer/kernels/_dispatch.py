@@ -83,13 +83,18 @@ def plan(op: str, *args: Any) -> Choice:
     backend, reason = _by_device(args)
     if backend == "ref" or not (estimate := _estimator(op)):
         return Choice(op, backend if backend in backends(op) else "ref", reason)
-    seconds = estimate(backend, *args)
+    return cheapest(op, backend, estimate(backend, *args), reason)
+
+
+def cheapest(op: str, backend: str, seconds: dict[str, float], reason: str = "") -> Choice:
+    """The backend with the least estimated time, among those that `op` has; `backend` if nothing was measured."""
     able = {b: s for b, s in seconds.items() if b in backends(op)}
     if not able:
-        return Choice(op, backend, f"{reason}; no costs were measured for this case", seconds)
+        return Choice(op, backend, "; ".join(filter(None, (reason, "no costs were measured for this case"))), seconds)
     best = min(able, key=lambda b: able[b])
     rest = ", ".join(f"{b} {_time(s)}" for b, s in seconds.items() if b != best)
-    return Choice(op, best, f"{reason}; estimated {_time(able[best])}" + (f" against {rest}" if rest else ""), seconds)
+    why = f"estimated {_time(able[best])}" + (f" against {rest}" if rest else "")
+    return Choice(op, best, "; ".join(filter(None, (reason, why))), seconds)
 
 
 def run(op: str, *args: Any) -> Any:

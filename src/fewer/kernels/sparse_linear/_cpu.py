@@ -1,22 +1,28 @@
 """The numba loops of sparse_linear, one per layout; `x` and `out` are float32, what is stored may be smaller."""
 
+from functools import lru_cache
+
 import numba as nb
 import numpy as np
 
 from fewer.kernels._simd import bit_dot, row_dot, tile_dot, widen
 
 
-@nb.njit(parallel=True, fastmath=True, cache=True)
-def tiles(x, value, column, start, out, height):
-    """Tiles: a weight column of `height` rows stays in registers while it meets the batch. x is [in, batch]."""
-    height = nb.literally(height)
-    for block in nb.prange(len(start) - 1):
-        begin, end, at = np.int64(start[block]), np.int64(start[block + 1]), block * height
-        if x.shape[1] == 1:
-            tile_dot(x, value, column, begin, end, out, at, height, 1)
-        else:
-            for b in range(0, x.shape[1], 4):
-                tile_dot(x[:, b:], value, column, begin, end, out[b:], at, height, 4)
+@lru_cache
+def tiles(height: int):
+    """Tiles of one height: a weight column stays in registers while it meets the batch. x is [in, batch]."""
+
+    @nb.njit(parallel=True, fastmath=True, cache=True)
+    def run(x, value, column, start, out):
+        for block in nb.prange(len(start) - 1):
+            begin, end, at = np.int64(start[block]), np.int64(start[block + 1]), block * height
+            if x.shape[1] == 1:
+                tile_dot(x, value, column, begin, end, out, at, height, 1)
+            else:
+                for b in range(0, x.shape[1], 4):
+                    tile_dot(x[:, b:], value, column, begin, end, out[b:], at, height, 4)
+
+    return run
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)

@@ -33,7 +33,7 @@ def _multiply(x: Tensor, w: Layout) -> Tensor | None:
         case Tiles(height=height) if height in HEIGHTS:
             across = _columns(x, 1 if batch == 1 else 4)
             out = np.empty((across.shape[1], w.shape[0]), np.float32)
-            _cpu.tiles(across, view(w.value), view(w.column), view(w.start), out, height)
+            _cpu.tiles(height)(across, view(w.value), view(w.column), view(w.start), out)
         case Csr() if batch == 1:
             _cpu.csr_one(x[0].contiguous().numpy(), view(w.value), view(w.column), view(w.start), out[0])
         case Csr():

@@ -1,0 +1,76 @@
+"""What sparse_linear takes, by layout and batch: seconds = launch + kept · a + places · b, with a and b measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewer.kernels._costs import at_batch, profile
+from fewer.layout import Layout
+
+MOST_ON_GPU = 16  # tokens; beyond, the Triton kernels hand over to dense
+
+
+@dataclass(frozen=True)
+class Product:
+    """The sizes that decide: `kept` weights of `rows` x `cols` in `layout`, stored in `stored`, times `batch` tokens."""
+
+    layout: str
+    rows: int
+    cols: int
+    kept: int
+    stored: torch.dtype
+    dtype: torch.dtype
+    batch: int
+    cuda: bool
+
+    @property
+    def places(self) -> int:
+        return self.rows * self.cols
+
+
+def seconds(backend: str, x: Tensor, w: Layout, bias: Tensor | None = None) -> dict[str, float]:
+    """Estimates for `cpu` or `gpu`, for `dense` (unpacked at each call) and, to compare, for a weight never packed."""
+    value: Tensor | None = getattr(w, "value", None)
+    if value is None:
+        return {}
+    rows, cols = w.shape
+    batch = x.numel() // max(cols, 1)
+    return estimate(Product(w.name, rows, cols, value.numel(), value.dtype, x.dtype, batch, x.is_cuda))
+
+
+def estimate(p: Product) -> dict[str, float]:
+    """The same from sizes alone. Empty where nothing comparable was measured."""
+    if (found := profile(p.cuda)) is None or not p.batch:
+        return {}
+    costs = found[1].get("sparse_linear", {})
+    linear = costs.get("linear", {}).get(_name(p.dtype)) or costs.get("linear", {}).get("float32")
+    if linear is None:
+        return {}
+    product = costs["launch"] + at_batch(linear, p.batch)[0] * p.places
+    out = {}
+    measured = costs["layouts"].get(p.layout, {})
+    table = measured.get(_name(p.stored)) or measured.get("bfloat16")
+    if table and p.dtype != torch.float64 and (not p.cuda or p.batch <= MOST_ON_GPU):
+        a, b = at_batch(table, p.batch)
+        out["gpu" if p.cuda else "cpu"] = costs["launch"] + a * p.kept + b * p.places
+    if p.layout == "dense":
+        return {"dense": product}
+    if unpack := measured.get("unpack"):
+        out["dense"] = product + unpack[0] * p.kept + unpack[1] * p.places
+    return out | {"never packed": product}
+
+
+def examples() -> Iterator[tuple[str, dict[str, float]]]:
+    """One layer of a 7B model at several densities and batches, in words and estimates."""
+    cuda = torch.cuda.is_available()
+    for layout, keep in (("bitmask", 0.5), ("nm", 0.5), ("csr", 0.1), ("tiles", 0.5), ("tiles", 0.3)):
+        for batch in (1, 16, 512):
+            dtype = torch.bfloat16 if cuda else torch.float32
+            p = Product(layout, 8192, 4096, int(8192 * 4096 * keep), torch.bfloat16, dtype, batch, cuda)
+            yield f"{layout} at {keep:.0%}, 8192x4096 bfloat16, {batch} token{'s' * (batch > 1)}", estimate(p)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
