@@ -138,7 +138,8 @@ def table(
         values = {word: _digits(draw, 3) for word in _words(draw, rows)}
         block = ("TABLE = {", *(f"    '{w}': {v}," for w, v in values.items()), "}")
         asked = draw.sample(sorted(values), questions)
-        return [block], [Turn(f"assert TABLE['{w}'] ==", f" {values[w]}\n") for w in asked]
+        blocks: list[Block] = [block]
+        return blocks, [Turn(f"assert TABLE['{w}'] ==", f" {values[w]}\n") for w in asked]
 
     _enough(rows, questions, "rows")
     return _tasks(plant, tokenizer, tokens, count, seed, filler)

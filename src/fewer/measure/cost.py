@@ -149,9 +149,9 @@ def _counts_itself(module: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _rows_seen(model: Model, which: Callable[[nn.Module], bool]) -> Iterator[dict[nn.Module, int]]:
+def _rows_seen(model: Model, which: Callable[[nn.Module], bool]) -> Iterator[dict[Any, int]]:
     """How many rows (tokens) reach each of these modules meanwhile."""
-    rows: dict[nn.Module, int] = {}
+    rows: dict[Any, int] = {}
 
     def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         rows[module] = rows.get(module, 0) + args[0].shape[:-1].numel()

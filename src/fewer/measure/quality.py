@@ -41,17 +41,18 @@ class Reference:
         head = dense.get_output_embeddings() if hasattr(dense, "get_output_embeddings") else None
         seen: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach())) if head else None
-        inputs, plain = [], False
+        inputs: list[Tensor] = []
+        plain = False
         try:
             for at, logits in _runs(dense, tokens, batch, progress):
                 if at == 0:  # decided once, on the first batch
-                    plain = len(seen) == 1 and _is_head(head, seen[0], logits)
+                    plain = head is not None and len(seen) == 1 and _is_head(head, seen[0], logits)
                 inputs += (seen[-1] if plain else logits.float()).clone().unbind(0)
                 seen.clear()
         finally:
             if hook:
                 hook.remove()
-        return cls(tokens, inputs, _copied(head) if plain else nn.Identity())
+        return cls(tokens, inputs, _copied(head) if head is not None and plain else nn.Identity())
 
     def logits(self, at: int) -> Float[Tensor, "length vocab"]:
         """The dense logits of window `at`, float32."""
@@ -184,7 +185,8 @@ def _kl(dense: Float[Tensor, "length vocab"], ours: Float[Tensor, "length vocab"
 
 
 def _exp(e: Estimate) -> Estimate:
-    return Estimate(*(math.exp(x) if x < 700 else math.inf for x in (e.value, e.low, e.high)), e.n)
+    value, low, high = (math.exp(x) if x < 700 else math.inf for x in (e.value, e.low, e.high))
+    return Estimate(value, low, high, e.n)
 
 
 def _is_head(head: nn.Module, x: Tensor, logits: Tensor) -> bool:
