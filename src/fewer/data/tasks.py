@@ -67,7 +67,8 @@ def needle(
         codes = {word: _digits(draw, 5) for word in _words(draw, notes)}
         asked = draw.sample(sorted(codes), questions)
         turns = [Turn(f"# question: what is the access code for {w}?\n# answer:", f" {codes[w]}\n") for w in asked]
-        return [(f"# note: the access code for {w} is {code}.",) for w, code in codes.items()], turns
+        blocks: list[Block] = [(f"# note: the access code for {w} is {code}.",) for w, code in codes.items()]
+        return blocks, turns
 
     _enough(notes, questions, "notes")
     return _tasks(plant, tokenizer, tokens, count, seed, filler)
