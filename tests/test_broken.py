@@ -1,23 +1,17 @@
 """The checks are checked: each broken thing must be caught, and by the check that is named."""
 
 import dataclasses
-import os
 from dataclasses import replace
 from fractions import Fraction
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from fewer import activations, attention, experts, features, weights
 from fewer.calibrate import Gram, InputSquares
 from fewer.core import Paper, method
 from fewer.select import select
 from fewer.testing import checks_of
-from fewer.testing.interpret import KernelError, watch
 from fewer.testing.weights import CHECKS
 
 PAPER = Paper("0000.00000", "Nowhere", 2026)
@@ -450,45 +444,3 @@ def test_every_check_of_weights_catches_something():
     caught = {by for cls, by in (p.values for p in BROKEN) if cls.name.startswith("weights/")}
     assert caught >= {check.__name__ for checks in CHECKS.values() for check in checks}
     assert caught >= {"check_rule_and_paper", "check_is_a_value", "check_worked_example"}
-
-
-@triton.jit
-def _no_mask(x, y, n, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    tl.store(y + i, tl.load(x + i), mask=i < n)
-
-
-@triton.jit
-def _race(x, y, n, TILE: tl.constexpr):
-    i = tl.arange(0, TILE)
-    tl.store(y + i, tl.load(x + i, mask=i < n) + tl.program_id(0), mask=i < n)
-
-
-@triton.jit
-def _before(x, y, n, TILE: tl.constexpr):
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE) - 1
-    tl.store(y + i + 1, tl.load(x + i, mask=i < n), mask=i + 1 < n)
-
-
-@pytest.mark.parametrize(
-    "kernel, word", [(_no_mask, "reads outside"), (_race, "write the same"), (_before, "reads outside")]
-)
-def test_watch_catches(kernel, word):
-    whole = torch.arange(64.0)
-    x, y = whole[10:17], torch.zeros(7)  # neighbours exist: without `watch` nothing would be seen
-    kernel[(2,)](x, y, 7, TILE=4)
-    with pytest.raises((KernelError, Exception), match=word), watch(x, y):
-        kernel[(2,)](x, y, 7, TILE=4)
-
-
-def test_watch_shows_a_hole():
-    @triton.jit
-    def half(x, y, n, TILE: tl.constexpr):
-        i = tl.arange(0, TILE)
-        tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n - 1)
-
-    x = torch.ones(4)
-    with watch(x):
-        y = torch.empty(4)
-        half[(1,)](x, y, 4, TILE=4)
-    assert y.isnan().any()

@@ -32,7 +32,7 @@ def check(
 def _checks(name: str) -> tuple[Any, ...]:
     from fewer.testing import checks_of
 
-    return checks_of(name.partition("/")[0])
+    return checks_of(name)
 
 
 def _result(check: Any, method: Any) -> dict[str, Any]:
