@@ -102,7 +102,8 @@ def variables(
         names = [w.upper() for w in _words(draw, chains * length)]
         codes = [_digits(draw, 5) for _ in range(chains)]
         order = draw.sample([c for c in range(chains) for _ in range(length)], chains * length)
-        lines, at = [], [0] * chains
+        lines: list[Block] = []
+        at = [0] * chains
         for c in order:
             mine = names[c * length : (c + 1) * length]
             lines.append((f"{mine[at[c]]} = {mine[at[c] - 1] if at[c] else codes[c]}",))
