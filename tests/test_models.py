@@ -1,11 +1,15 @@
 """Which maps each family has, with which roles, and what they are given."""
 
+import doctest
+import importlib
+
 import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from fewer.models import blocks, sites
+from fewer.models import blocks, sites, unseen
 
 LLAMA = "self_attn.q_proj:q self_attn.k_proj:k self_attn.v_proj:v self_attn.o_proj:o"
 GATED = "mlp.gate_proj:gate mlp.up_proj:up mlp.down_proj:down"
@@ -30,6 +34,11 @@ EXPECTED = {
         "gpt_neox.layers",
         " ".join(f"attention.query_key_value[{r}]:{r}" for r in "qkv")
         + " attention.dense:o mlp.dense_h_to_4h:up mlp.dense_4h_to_h:down",
+    ),
+    "falcon": (
+        "transformer.h",
+        " ".join(f"self_attention.query_key_value[{r}]:{r}" for r in "qkv")
+        + " self_attention.dense:o mlp.dense_h_to_4h:up mlp.dense_4h_to_h:down",
     ),
     "opt": (
         "model.decoder.layers",
@@ -58,6 +67,7 @@ WIDTH = {"gemma2": 64, "gemma3": 64, "qwen3": 64}
 MIXED = {"mixtral": 48, "qwen2_moe": 16, "qwen3_moe": 16, "gpt_oss": 48}
 FAMILIES = list(tiny.FAMILIES)
 MOE = list(MIXED)
+ATTENDING = ["llama", "gpt2", "gpt_neox", "falcon", "phi3", "bert", "opt"]
 
 
 def named(model, where):
@@ -107,7 +117,7 @@ def test_writing_a_part_changes_those_weights_and_no_others(family):
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "qwen2_moe", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "falcon", "qwen2_moe", "gpt_oss"])
 def test_the_parts_of_a_block_cover_it_exactly_once(family):
     model = tiny.build(family)
     for p in model.parameters():
@@ -120,11 +130,10 @@ def test_the_parts_of_a_block_cover_it_exactly_once(family):
     assert sum(p.numel() for p in ones) == sum(s.read().numel() for s in sites(model))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3", "bert", "opt", "mixtral"])
+@pytest.mark.parametrize("family", ATTENDING)
 @pytest.mark.parametrize("role", ["q", "k"])
 def test_without_queries_or_keys_everything_is_attended_alike(family, role):
-    model = tiny.build(family)
-    model.set_attn_implementation("eager")
+    model = tiny.build(family, attention="eager")
     for site in sites(model, role):
         site.write(torch.zeros(site.shape))
         if getattr(site.module, "bias", None) is not None:
@@ -135,7 +144,7 @@ def test_without_queries_or_keys_everything_is_attended_alike(family, role):
     torch.testing.assert_close(seen[0], alike)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi3", "bert", "opt", "mixtral"])
+@pytest.mark.parametrize("family", ATTENDING)
 def test_without_values_the_output_map_is_given_zeros(family):
     model = tiny.build(family)
     for site in sites(model, "v"):
@@ -261,3 +270,25 @@ def test_an_embedding_says_that_it_is_given_words():
     (site,) = sites(tiny.build("llama"), "embed")
     with pytest.raises(ValueError, match="words, not vectors"):
         site.inputs(site.module, (torch.tensor([1]),), {})
+
+
+def test_llama_4_lays_its_tokens_out_by_expert():
+    words = {**tiny.GROUPED, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    config = AutoConfig.for_model("llama4_text", **words, attn_temperature_tuning=False)
+    model, made = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False), []
+    down = [s for s in sites(model, "down,!*.shared_expert.*") if s.layer == 0]
+    down[0].module.register_forward_hook(lambda m, args, out: made.append(out))
+    seen = seen_by(model, "llama", down)
+    assert len(down) == 2 and all(seen[s.name].any() for s in down)
+    torch.testing.assert_close(torch.cat([seen[s.name] @ s.read().mT for s in down]), made[0])
+
+
+def test_weights_that_no_site_reaches_are_told():
+    assert not any(unseen(tiny.build(family)) for family in FAMILIES)
+    layer = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 3))
+    assert unseen(nn.ModuleDict({"layers": nn.ModuleList([layer])})) == ["layers.0.1.weight"]
+
+
+@pytest.mark.parametrize("module", ["blocks", "lazy", "opening", "packed", "roles", "sites", "where"])
+def test_the_examples_in_the_docstrings_hold(module):
+    assert doctest.testmod(importlib.import_module(f"fewer.models.{module}")).failed == 0

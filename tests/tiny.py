@@ -15,6 +15,7 @@ TEXT = {
 }
 GROUPED = {**TEXT, "num_key_value_heads": 2, "tie_word_embeddings": False}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4, "decoder_sparse_step": 1}
+FALCON = {**TEXT, "num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 48, "alibi": False}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 99, "n_inner": 48}
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "activation_function": "relu"}
 GEMMA = {**GROUPED, "head_dim": 16, "num_hidden_layers": 3, "sliding_window": 4, "query_pre_attn_scalar": 16}
@@ -32,6 +33,7 @@ FAMILIES = {
     "gemma3": ("gemma3_text", {**GEMMA, **SLIDING, "tie_word_embeddings": True}),
     "gpt2": ("gpt2", {**GPT2, "bos_token_id": 1, "eos_token_id": 2}),
     "gpt_neox": ("gpt_neox", {**TEXT, "tie_word_embeddings": False}),
+    "falcon": ("falcon", FALCON),
     "opt": ("opt", {**TEXT, **OPT}),
     "phi3": ("phi3", GROUPED),
     "mixtral": ("mixtral", {**GROUPED, **FEW, "head_dim": 8}),
@@ -44,14 +46,14 @@ FAMILIES = {
 KINDS = {"bert": AutoModelForMaskedLM, "vit": AutoModelForImageClassification}
 
 
-def build(family: str, seed: int = 0, layers: int | None = None) -> nn.Module:
+def build(family: str, seed: int = 0, layers: int | None = None, attention: str | None = None) -> nn.Module:
     """A random model in float32, in eval mode, without gradients; weights large enough that every part speaks."""
     kind, words = FAMILIES[family]
     config = AutoConfig.for_model(kind, **words)
     if layers is not None:
         config.num_hidden_layers = layers
     torch.manual_seed(seed)
-    model = KINDS.get(family, AutoModelForCausalLM).from_config(config)
+    model = KINDS.get(family, AutoModelForCausalLM).from_config(config, attn_implementation=attention)
     for p in model.parameters():
         p.data.add_(torch.randn_like(p), alpha=0.1)
     return model.eval().requires_grad_(False)

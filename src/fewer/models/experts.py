@@ -48,6 +48,8 @@ def _argument(args: tuple, kwargs: dict[str, Any], place: int, *names: str) -> T
 def _routed(module: nn.Module, args: tuple, kwargs: dict[str, Any], expert: int, transposed: bool) -> Tensor:
     """The tokens that the router sent to this expert, in their order: `[tokens of the expert, in]`."""
     hidden = _argument(args, kwargs, 0, "hidden_states")
+    if len(args) + len(kwargs) == 1:  # Llama 4 lays the tokens out by expert, zeros where it was not chosen
+        return hidden.reshape(len(module.down_proj), -1, hidden.shape[-1])[expert]
     index = _argument(args, kwargs, 1, "top_k_index", "router_indices")
     chosen = (index.reshape(-1, index.shape[-1]) == expert).any(-1)
     return hidden.reshape(-1, hidden.shape[-1])[chosen]

@@ -48,6 +48,19 @@ def sites(model: nn.Module, where: str = "*") -> list[Site]:
     return matching(where, [owners[k] for k in found], [owners[k] for k in reserved], order=list(owners.values()))
 
 
+def unseen(model: nn.Module) -> list[str]:
+    """Weights of two or more dimensions inside the blocks that are no site: convolutions, storage nobody described yet.
+
+    >>> unseen(nn.Sequential(nn.Linear(4, 4)))
+    []
+    """
+    seen, homes = {id(_parameter(site)) for site in every_site(model)}, tuple(f"{name}." for name in stacks(model))
+    inside = [
+        (n, p) for n, p in model.named_parameters() if n.startswith(homes) and p.ndim > 1 and not n.endswith("bias")
+    ]
+    return [name for name, p in inside if id(p) not in seen]
+
+
 def _parameter(site: Site) -> object:
     return site.module._parameters.get(site.param, site.module)
 
