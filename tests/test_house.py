@@ -26,6 +26,7 @@ UNSAID = re.compile("sparsity|ratio(?!n)|compression")  # True means kept; a bud
 BY_NAME = {  # where a module is found by its name, so that nothing has to be listed by hand
     "__init__.py",
     "core/method.py",
+    "kernels/_describe.py",
     "kernels/_dispatch.py",
     "layout/_base.py",
     "recipe/engine.py",
@@ -106,8 +107,9 @@ def test_relative_imports_stay_in_their_room():
 def test_files_and_functions_fit_the_eye():
     faults = []
     for path in OURS:
-        if (n := len(path.read_text(encoding="utf-8").splitlines())) > 300:
-            faults.append(f"{short(path)}: {n} lines, at most 300")
+        most = 500 if path.is_relative_to(ROOT / "tests") else 300
+        if (n := len(path.read_text(encoding="utf-8").splitlines())) > most:
+            faults.append(f"{short(path)}: {n} lines, at most {most}")
         for node in ast.walk(TREES[path]):
             if isinstance(node, FUNCTIONS) and (n := (node.end_lineno or 0) - node.lineno + 1) > 50:
                 faults.append(f"{short(path)}:{node.lineno}: {node.name} has {n} lines, at most 50")
