@@ -56,7 +56,7 @@ def in_units(score: Float[Tensor, "*rows n"], budget: Budget) -> Float[Tensor, "
         wide = torch.promote_types(score.dtype, torch.float32)
         tall = (rows // h, h) if score.ndim > 1 else (1,)  # a single row has height 1, so its units do too
         score = score.reshape(*score.shape[:-2], *tall, cols // w, w).sum((-3, -1), dtype=wide)
-    if score.isnan().any():
+    if score.numel() and score.amax().isnan():  # a maximum is NaN if anything is, and needs no second tensor
         raise ValueError("a score is NaN: a method must rank everything")
     return score
 

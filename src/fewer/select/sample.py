@@ -42,15 +42,14 @@ def sample(
     >>> int(keep.sum()), bool(keep[0])  # the first is certain
     (2, True)
     """
-    prob = inclusion(weight, k)
+    prob = inclusion(weight.double(), k)
     mixed = _uniform(prob, generator).argsort(dim=-1)
-    ends = prob.double().gather(-1, mixed).cumsum(-1)
-    ends = ends * (k / ends[..., -1:])  # rounding must not lose the last one
-    start = _uniform(ends[..., :1], generator)
+    ends = prob.gather(-1, mixed).cumsum(-1)
+    start = 1 - _uniform(ends[..., :1], generator)  # in (0, 1], so that an empty stretch never holds it
     passed = (ends - start).floor()
-    passed[..., -1] = k - 1  # k - start, rounded down, is k - 1 even where the subtraction rounds up
+    passed = torch.where(ends >= ends[..., -1:], k - 1.0, passed.clamp(max=k - 1))  # the end is k, however it rounds
     drawn = passed.diff(dim=-1, prepend=torch.full_like(start, -1.0)) > 0
-    return torch.zeros_like(drawn).scatter_(-1, mixed, drawn), prob
+    return torch.zeros_like(drawn).scatter_(-1, mixed, drawn), prob.to(weight.dtype)
 
 
 def gumbel_top_k(

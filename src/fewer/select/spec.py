@@ -27,7 +27,7 @@ def spec(score: Float[Tensor, "*rows n"], budget: Budget) -> Bool[Tensor, "*rows
         if value != value:
             raise ValueError("a score is NaN: a method must rank everything")
         if budget.group:
-            pool = (*place, i, j // budget.group)
+            pool: tuple = (*place, i, j // budget.group)
         else:
             pool = {"row": (*place, i), "column": (*place, "column", j), "tensor": ()}[budget.scope]
         pools.setdefault(pool, []).append((value, cells))

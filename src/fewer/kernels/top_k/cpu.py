@@ -20,7 +20,7 @@ def _key(bits, width):
     """A signed number that rises with the float; -0.0 is 0.0."""
     low = np.int64((np.uint64(1) << np.uint64(width - 1)) - np.uint64(1))
     key = bits ^ ((bits >> (width - 1)) & low)
-    return key + (key == -1)  # only -0.0 and a NaN come to -1
+    return key + (key == -1)  # only -0.0 comes to -1
 
 
 @nb.njit(cache=True)

@@ -20,7 +20,7 @@ def _key(bits, WIDTH: tl.constexpr):
     """A signed number that rises with the float; -0.0 is 0.0."""
     low: tl.constexpr = (1 << (WIDTH - 1)) - 1
     key = bits ^ ((bits >> (WIDTH - 1)) & low)
-    return key + (key == -1).to(key.dtype)  # only -0.0 and a NaN come to -1
+    return key + (key == -1).to(key.dtype)  # only -0.0 comes to -1
 
 
 @triton.jit
