@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code. What a user can mend is told in a sentence, without a traceback."""
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
-        return int(app(args=arguments, prog_name="fewer", standalone_mode=False) or 0)
+        return int(app(args=arguments, prog_name="fewer", obj=arguments, standalone_mode=False) or 0)
     except KeyboardInterrupt:
         return _say("stopped; what was finished is kept", 130)
     except BrokenPipeError:  # `fewer methods | head`

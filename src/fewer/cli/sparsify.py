@@ -1,6 +1,89 @@
-"""fewer sparsify: to come."""
+"""fewer sparsify: do it for good."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._print import Json, lines, note
+from ._text import Calibration, Data, Length, text
 
 
-def sparsify() -> None:
-    """To come."""
-    raise ValueError("not yet here")
+def sparsify(
+    model: Annotated[str, typer.Argument(help="'bundled', or the directory of a transformers checkpoint.")],
+    steps: Annotated[list[str], typer.Argument(help="Steps in order, or one .yaml or .txt recipe.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; it appears whole or not at all.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
+    ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write plain tensors with zeros: any tool loads them, no byte is saved.")
+    ] = False,
+    data: Data = "stdlib",
+    calibration: Calibration = 64,
+    length: Length = 512,
+    json: Json = False,
+) -> None:
+    """Make a model sparse for good, block by block, and save what survives.
+
+    A step is METHOD BUDGET, then `by` an allocator, `+` correctors, `@` where. A killed run goes on where it was.
+
+    Examples: `fewer sparsify bundled "weights/wanda 50%" -o smaller` · `fewer sparsify ./model "weights/sparse_gpt 2:4 @ mlp" "weights/wanda 50% @ attention" -o OUT`
+    """
+    from fewer.recipe import recipe
+    from fewer.recipe import sparsify as do
+
+    todo = recipe(steps[0] if len(steps) == 1 else steps)
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; write --force to replace it once the new one is whole")
+    place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
+    with _Bar(json) as bar:
+        applied = do(place, todo, tokens, out=out, force=force, dense=dense, progress=bar)
+    if json:
+        return lines(c.as_dict() for c in applied.changes)
+    from fewer.report import Report
+
+    print(Report(applied.changes))
+    note(f"written: {out}; `fewer measure {out}` says how good it is")
+
+
+def _prepared(model: str, todo: Any, words: Any) -> tuple[str, Any]:
+    """Where the model is, and calibration tokens if a step asks for statistics."""
+    from fewer.data import corpus, windows
+    from fewer.models.opening import _tokenizer, locate
+    from fewer.recipe.engine import needs
+
+    place = locate(model)
+    if not any(needs(step) or (step.allocator and step.allocator.needs) for step in todo):
+        return place, None
+    tokenizer = _tokenizer(place)
+    if tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer, and a step asks for statistics of text")
+    return place, windows(corpus(words.source, "calibration"), tokenizer, words.length, words.calibration, words.seed)
+
+
+class _Bar:
+    """Progress by blocks, with the time left; on stderr."""
+
+    def __init__(self, quiet: bool):
+        self.quiet, self.shown = quiet or not sys.stderr.isatty(), None
+
+    def __enter__(self) -> "_Bar":
+        if not self.quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.shown = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.shown.add_task("opening")
+            self.shown.start()
+        return self
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self.shown:
+            self.shown.update(self.task, description=label, completed=done, total=total)
+
+    def __exit__(self, *error: object) -> None:
+        if self.shown:
+            self.shown.stop()

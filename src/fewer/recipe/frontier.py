@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewer.core import axes as all_axes
 from fewer.core import budget as read_budget
 from fewer.core import find
 from fewer.core import methods as names
 from fewer.data import corpus, windows
-from fewer.models import open_model
+from fewer.models import open_lazily, sites
+from fewer.models.opening import _tokenizer as tokenizer_of
+from fewer.models.opening import locate
 
 from . import parallel, results
 from .engine import Progress, plan
@@ -73,18 +75,11 @@ def frontier(
     JSON lines. A job that fails becomes a point with an `error`. Raises `ValueError` or `LookupError` before any
     work if something given cannot be, and `RuntimeError` if every job failed.
     """
-    texts = data or Text()
     first, axis = _asked(axes, methods, budgets, where)
-    opened, tokenizer = open_model(model, device)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: the frontier measures language models, on text")
-    plan(opened, tuple(s for s in first if s))  # refuses what cannot be done to this model
-    del opened
-    base = Job(str(model), "", where, *texts.windows(tokenizer), device)
-    run = _Run(base, _runner(jobs, ray), progress, found)
-    points = run.points(first)
+    bench = Bench.at(model, where, data, jobs, ray, device, progress, found)
+    points = bench.points(first)
     if methods is None:
-        points += run.points(_additions(axis, points, budgets or BUDGETS, where))
+        points += bench.points(_additions(axis, points, budgets or BUDGETS, where))
     if all(p.error for p in points):
         raise RuntimeError(f"every job failed; the first said: {points[0].error}")
     if out is not None:
@@ -93,17 +88,42 @@ def frontier(
 
 
 @dataclass
-class _Run:
-    """Jobs in, points out, in the order asked for; what is remembered is not done again."""
+class Bench:
+    """A model, text, and the processes that measure: steps in, points out, in the order asked for."""
 
     base: Job
+    shape: nn.Module  # the model without its weights, to refuse what cannot be done to it
     runner: Callable[..., Iterator[tuple[Job, Point | Exception]]]
-    progress: Progress | None
-    found: Callable[[Point], None] | None
+    progress: Progress | None = None
+    found: Callable[[Point], None] | None = None
     done: int = 0
     total: int = 0
 
+    @classmethod
+    def at(
+        cls,
+        model: str | Path = "bundled",
+        where: str = "*",
+        data: Text | None = None,
+        jobs: int | None = None,
+        ray: bool = False,
+        device: str = "cpu",
+        progress: Progress | None = None,
+        found: Callable[[Point], None] | None = None,
+    ) -> "Bench":
+        """Set one up, as `frontier` does; reads the text, but no weights yet."""
+        place = locate(model)
+        shape, tokenizer = open_lazily(place), tokenizer_of(place)
+        if tokenizer is None:
+            raise ValueError(f"{model} has no tokenizer: the frontier measures language models, on text")
+        runner = _runner(jobs, ray)
+        sites(shape, where)
+        base = Job(place, "", where, *(data or Text()).windows(tokenizer), device)
+        return cls(base, shape, runner, progress, found)
+
     def points(self, steps: Sequence[Step | None]) -> list[Point]:
+        """A point for each step; None is the dense model. `ValueError` before any work for what the model cannot take."""
+        plan(self.shape, tuple(s for s in steps if s))
         todo = [replace(self.base, step=str(s) if s else "") for s in steps]
         self.total += len(todo)
         known: dict[str, Point] = {}
@@ -213,4 +233,4 @@ def _write(path: Path, points: Sequence[Point]) -> None:
     part.replace(path)
 
 
-__all__ = ["BUDGETS", "Text", "cores", "frontier"]
+__all__ = ["BUDGETS", "Bench", "Text", "cores", "frontier"]

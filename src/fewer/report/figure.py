@@ -17,7 +17,11 @@ COSTS = {
     "flops": "useful FLOPs, share of dense",
     "seconds": "seconds to apply and measure",
 }
-QUALITIES = {"perplexity": "perplexity on unseen text", "kl": "KL to dense, nats a token"}
+QUALITIES = {
+    "perplexity": "perplexity on unseen text",
+    "ratio": "perplexity, times dense",
+    "kl": "KL to dense, nats a token",
+}
 FORMATS = {"bits": "~g", "bytes_after": "~s", "kept": "~%", "flops": "~%", "seconds": "~g"}
 # Okabe and Ito's colours, which people with any colour vision tell apart; black and grey belong to the controls.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
@@ -54,8 +58,8 @@ def records(rows: Sequence[Row], cost: str, quality: str) -> list[dict[str, Any]
             **row,
             "cost": row[cost],
             "quality": row[quality],
-            "low": row.get(f"{quality}_low", row[quality]),
-            "high": row.get(f"{quality}_high", row[quality]),
+            "low": row.get(f"{quality}_from", row.get(f"{quality}_low", row[quality])),
+            "high": row.get(f"{quality}_to", row.get(f"{quality}_high", row[quality])),
             "grouped": ":" in row["budget"],
         }
         for row in measured(rows, quality)

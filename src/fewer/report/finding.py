@@ -1,7 +1,11 @@
 """What the points say, in words, and which of them no other beats."""
 
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from fewer.measure import paired
 
 from .table import Row, number
 
@@ -61,3 +65,25 @@ def _growth(row: Row, dense: Row) -> str:
 
 def _spaced(budget: str) -> str:
     return re.sub(r"(\d)%", r"\1 %", budget)
+
+
+def compared(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows, each with `ratio`, its perplexity over dense's from the losses on the same windows, and `front`.
+
+    The interval of the ratio is paired: the text is the same for both, so it is far narrower than that of a perplexity.
+    `perplexity_from` and `perplexity_to` are that interval times the dense perplexity: what a figure of several methods should draw.
+    """
+    import torch
+
+    dense = next((row for row in rows if row["method"] == "dense" and row.get("losses")), None)
+    best = [id(row) for row in front(rows)]
+    out = []
+    for row in rows:
+        new = {k: v for k, v in row.items() if k != "losses"} | {"front": id(row) in best}
+        if dense and row.get("losses"):
+            apart = paired(torch.tensor(row["losses"]), torch.tensor(dense["losses"]))
+            ratio, low, high = (math.exp(x) for x in (apart.value, apart.low, apart.high))
+            drawn = {"perplexity_from": low * dense["perplexity"], "perplexity_to": high * dense["perplexity"]}
+            new |= {"ratio": ratio, "ratio_low": low, "ratio_high": high, **drawn}
+        out.append(new)
+    return out

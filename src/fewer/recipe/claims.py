@@ -1,0 +1,145 @@
+"""What papers claim, checked here: a claim is a sentence, what to measure, and what with.
+
+`claims/weights/wanda.py` in a checkout holds the claims of the paper of `weights/wanda`, as a list called `CLAIMS`.
+"""
+
+import math
+import runpy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewer.core import Paper, find
+from fewer.measure import Estimate, paired
+
+from .frontier import Bench
+from .point import Point
+from .steps import step
+
+HOLDS, WEAKER, FAILS = "holds", "weaker", "does not hold here"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of `docs/claims.md`."""
+
+    method: str
+    paper: Paper
+    claim: str
+    here: str
+    verdict: str
+    why: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        words = {
+            "method": self.method,
+            "claim": self.claim,
+            "here": self.here,
+            "verdict": self.verdict,
+            "why": self.why,
+        }
+        return {**words, "paper": self.paper.title, "url": self.paper.url}
+
+
+class Claim(ABC):
+    """One sentence of a paper that can be checked on the bundled model or one GPU."""
+
+    method: str
+    claim: str
+
+    @property
+    @abstractmethod
+    def steps(self) -> tuple[str, ...]:
+        """What must be measured."""
+
+    @abstractmethod
+    def judge(self, points: Mapping[str, Point]) -> Finding:
+        """What the points, by step, say of the claim. Never tuned until it passes."""
+
+
+@dataclass(frozen=True)
+class Better(Claim):
+    """`ours` has a lower perplexity than `baseline` on the same windows.
+
+    holds: the paired 95 % interval of the difference in loss lies below 0, and perplexity falls to `factor` times the
+    baseline's or less. weaker: it is lower, but by less, or not surely. `why` is what is known of the reason.
+    """
+
+    method: str
+    claim: str
+    ours: str
+    baseline: str
+    factor: float = 1.0
+    why: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.ours, self.baseline
+
+    def judge(self, points: Mapping[str, Point]) -> Finding:
+        ours, baseline = (points[str(step(text))] for text in self.steps)
+        if ours.perplexity is None or baseline.perplexity is None:
+            raise ValueError(f"{self.method}: could not be measured: {ours.error or baseline.error}")
+        apart = paired(torch.tensor(ours.losses), torch.tensor(baseline.losses))
+        here = (
+            f"{self.ours} {ours.perplexity.value:.3g}, {self.baseline} {baseline.perplexity.value:.3g}: "
+            f"{_percent(apart.value)} [{_percent(apart.low)}, {_percent(apart.high)}] perplexity"
+        )
+        return Finding(self.method, find(self.method).paper, self.claim, here, verdict(apart, self.factor), self.why)
+
+
+def verdict(apart: Estimate, factor: float = 1.0) -> str:
+    """Of a difference in loss that should be below 0.
+
+    >>> verdict(Estimate(-0.2, -0.3, -0.1, 8)), verdict(Estimate(-0.2, -0.5, 0.1, 8)), verdict(Estimate(0.1, 0.0, 0.2, 8))
+    ('holds', 'weaker', 'does not hold here')
+    """
+    if apart.value >= 0:
+        return FAILS
+    return HOLDS if apart.high < 0 and apart.value <= math.log(factor) else WEAKER
+
+
+def _percent(difference: float) -> str:
+    return f"{math.expm1(difference) * 100:+.1f} %"
+
+
+def read(folder: str | Path) -> list[Claim]:
+    """The claims of a directory's files, in the order of their names; `ValueError` if there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no directory {folder}: claims live in the repository, run this in a checkout or name their directory"
+        )
+    claims = [claim for file in sorted(folder.rglob("*.py")) for claim in _of(file)]
+    if not claims:
+        raise ValueError(f"no claims in {folder}: a file there has a list CLAIMS")
+    return claims
+
+
+def _of(file: Path) -> Iterator[Claim]:
+    found = runpy.run_path(str(file)).get("CLAIMS")
+    if not isinstance(found, list) or not all(isinstance(c, Claim) for c in found):
+        raise ValueError(f"{file} has no list CLAIMS of claims; see fewer.recipe.claims")
+    yield from found
+
+
+def check(claims: Sequence[Claim], bench: Bench) -> list[Finding]:
+    """Measure what the claims ask for, each step once, and judge."""
+    steps = dict.fromkeys(str(step(text)) for claim in claims for text in claim.steps)
+    points = dict(zip(steps, bench.points([step(text) for text in steps]), strict=True))
+    return [claim.judge(points) for claim in claims]
+
+
+def markdown(findings: Sequence[Finding], about: Mapping[str, str]) -> str:
+    """The page `docs/claims.md`."""
+    held = sum(f.verdict == HOLDS for f in findings)
+    head = f"# Claims\n\nWhat papers claim, measured here by `fewer claims`: {held} of {len(findings)} hold. A claim that does not is a result too.\n"
+    told = "".join(f"- {k}: {v}\n" for k, v in about.items())
+    rows = [
+        f"| [{f.paper.title}]({f.paper.url}) | {f.claim} | {f.here} | **{f.verdict}**{': ' + f.why if f.why else ''} |"
+        for f in findings
+    ]
+    return "\n".join([head, told, "| paper | claim | here | verdict |", "|---|---|---|---|", *rows, ""])
