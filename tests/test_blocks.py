@@ -153,6 +153,14 @@ def test_what_is_no_model_is_refused_with_what_is_missing(door, saved, tmp_path)
         door(saved)
 
 
+@pytest.mark.parametrize("door", [open_model, open_lazily])
+def test_a_file_that_is_cut_short_is_refused(door, saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot read the weights of .*llama from safetensors"):
+        door(saved)
+
+
 def test_a_name_that_cannot_be_reached_and_a_wrong_dtype_are_refused():
     with pytest.raises(ValueError, match="cannot open the model 'no-such-model-at-all'"):
         open_model("no-such-model-at-all")

@@ -1,7 +1,7 @@
 """The repeated layers of a model, in order, and what each of them is given: enough to run a model block by block."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
@@ -53,12 +53,17 @@ class _Stop(Exception):
     """Everything wanted has been seen."""
 
 
+def _word(kwargs: dict[str, Any]) -> str:
+    """What the hidden states are called where they are not the first positional argument."""
+    return "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+
+
 def _first(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+    return args[0] if args else kwargs[_word(kwargs)]
 
 
 def _put(hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Call:
-    return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+    return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {_word(kwargs): hidden})
 
 
 def _without_cache(args: tuple, kwargs: dict[str, Any]) -> Call:
@@ -119,7 +124,7 @@ def block_inputs(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Ca
     position embeddings that layers share; feed your own with `run_block`. Block 0 must not be on the meta device.
 
         calls = block_inputs(model, batch)
-        hidden = calls[0][0][0]
+        hidden = calls[0][0][0]                                     # or calls[0][1]["hidden_states"], where it is named
         for (name, block), (args, kwargs) in zip(blocks(model), calls):
             hidden = run_block(block, hidden, args, kwargs)     # prune the block first, if that is what you came for
     """
@@ -141,19 +146,11 @@ def block_inputs(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Ca
             raise _Stop
         return hidden if rest[0] is None else (hidden, *rest[0])
 
-    with _all([_forward(b, skip if i else begin) for i, b in enumerate(stack)]):
+    with ExitStack() as every:
+        for i, block in enumerate(stack):
+            every.enter_context(_forward(block, skip if i else begin))
         _run(model, batch)
     return seen
-
-
-@contextmanager
-def _all(managers: list[Any]) -> Iterator[None]:
-    from contextlib import ExitStack
-
-    with ExitStack() as every:
-        for manager in managers:
-            every.enter_context(manager)
-        yield
 
 
 def run_block(block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -45,7 +45,7 @@ def _argument(args: tuple, kwargs: dict[str, Any], place: int, *names: str) -> T
     return args[place] if len(args) > place else next(kwargs[n] for n in names if n in kwargs)
 
 
-def _routed(module: nn.Module, args: tuple, kwargs: dict[str, Any], expert: int, transposed: bool) -> Tensor:
+def _routed(module: Any, args: tuple, kwargs: dict[str, Any], expert: int, transposed: bool) -> Tensor:
     """The tokens that the router sent to this expert, in their order: `[tokens of the expert, in]`."""
     hidden = _argument(args, kwargs, 0, "hidden_states")
     if len(args) + len(kwargs) == 1:  # Llama 4 lays the tokens out by expert, zeros where it was not chosen
@@ -55,7 +55,7 @@ def _routed(module: nn.Module, args: tuple, kwargs: dict[str, Any], expert: int,
     return hidden.reshape(-1, hidden.shape[-1])[chosen]
 
 
-def _middle(module: nn.Module, args: tuple, kwargs: dict[str, Any], expert: int, transposed: bool) -> Tensor:
+def _middle(module: Any, args: tuple, kwargs: dict[str, Any], expert: int, transposed: bool) -> Tensor:
     """What the down map of this expert is given: act(gate) * up of its tokens, by the module's own rule."""
     x = _routed(module, args, kwargs, expert, transposed)
 
@@ -70,7 +70,7 @@ def _middle(module: nn.Module, args: tuple, kwargs: dict[str, Any], expert: int,
         return module.act_fn(through("gate_proj")) * up if hasattr(module, "gate_proj") else module.act_fn(up)
 
 
-def _gated(module: nn.Module, both: Tensor) -> Tensor:
+def _gated(module: Any, both: Tensor) -> Tensor:
     if hasattr(module, "_apply_gate"):
         return module._apply_gate(both)
     gate, up = both.chunk(2, dim=-1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -35,7 +36,7 @@ def _describe(module: SparseLinear) -> dict[str, Any]:
     }
 
 
-def save_packed(model: nn.Module, path: str | Path) -> None:
+def save_packed(model: PreTrainedModel, path: str | Path) -> None:
     """`model.save_pretrained(path)` with the description of its packed modules; the model itself stays as it is."""
     before = getattr(model.config, "quantization_config", None)
     model.config.quantization_config = describe(model)

@@ -14,7 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from .blocks import stacks
-from .opening import auto_class, locate
+from .opening import auto_class, locate, weights_of
 
 
 class _Source:
@@ -30,7 +30,8 @@ class _Source:
         renamings = [r for r in rules if isinstance(r, WeightRenaming)]
         stackings = [r for r in rules if isinstance(r, WeightConverter)]
         by_pattern = {pattern: r for r in stackings for pattern in r.source_patterns}
-        mine, self.made_of = model.state_dict(), {}
+        mine = model.state_dict()
+        self.made_of: dict[str, tuple[Any, list[tuple[str, str | None]]]] = {}
         for key in sorted(self.files, key=_natural):
             whole = rename_source_key(key, renamings, stackings, model.base_model_prefix, mine)
             plain = rename_source_key(key, [], [], model.base_model_prefix, mine)
@@ -88,7 +89,8 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
         raise ValueError(f"{path} is packed or quantised already; open it with open_model")
     with torch.device("meta"):
         model = auto_class(config).from_config(config, dtype=getattr(torch, dtype))
-    source = _Source(place, model, getattr(torch, dtype))
+    with weights_of(path):
+        source = _Source(place, model, getattr(torch, dtype))
     _check_names(model, source, str(path))
     _fill_plain_buffers(model)
     inside = tuple(f"{name}." for name in stacks(model))

@@ -2,12 +2,15 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -39,14 +42,14 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
     config = _config(place)
     if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fewer":
         from . import hub as hub  # teaches transformers to open what we packed
-    with _quiet():
+    with _quiet(), weights_of(name_or_path):
         model, told = auto_class(config).from_pretrained(
             place,
             config=config,
             dtype=kind,
             output_loading_info=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # refused below, with the other misfits
         )
     _complain(str(name_or_path), told)
     model = model.to(device).eval().requires_grad_(False)
@@ -102,6 +105,16 @@ def _complain(name: str, told: dict[str, Any]) -> None:
         if keys:
             some = ", ".join(sorted(str(k) for k in keys)[:3])
             raise ValueError(f"{name} {fault} {some}{' ...' if len(keys) > 3 else ''}")
+
+
+@contextmanager
+def weights_of(name_or_path: str | Path) -> Iterator[None]:
+    """A file that is cut short or broken is a `ValueError` that names the model."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot read the weights of {name_or_path} from safetensors: {why}") from error
 
 
 def _tokenizer(place: str) -> Any:

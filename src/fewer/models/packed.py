@@ -25,6 +25,7 @@ class SparseLinear(nn.Module):
     tensor([20.,  3.])
     """
 
+    bias: nn.Parameter | None
     left: Tensor | None
     right: Tensor | None
 
@@ -53,7 +54,7 @@ class SparseLinear(nn.Module):
     @property
     def layout(self) -> Layout:
         """The layout, made of the buffers as they are now (moved, cast, loaded); the same object while they stay."""
-        now = {field: self._buffers[field] for field in self.fields}
+        now: dict[str, Tensor] = {field: getattr(self, field) for field in self.fields}
         if any(getattr(self._last, field) is not tensor for field, tensor in now.items()):
             self._last = self.kind.restore(now, self.numbers)
         return self._last
@@ -69,7 +70,10 @@ class SparseLinear(nn.Module):
     def dense(self) -> Shaped[Tensor, "out in"]:
         """The whole map, low-rank part included."""
         w = self.layout.dense()
-        return w if self.low_rank is None else w + (self.left @ self.right).to(w.dtype)
+        if self.low_rank is None:
+            return w
+        left, right = self.low_rank
+        return w + (left @ right).to(w.dtype)
 
     def forward(self, x: Float[Tensor, "*b n_in"]) -> Float[Tensor, "*b n_out"]:
         y = sparse_linear(x, self.layout, self.bias)

@@ -12,7 +12,7 @@ from fewer.core.site import Site
 from .blocks import is_map, stacks
 from .experts import expert_sites
 from .roles import roles
-from .where import matching
+from .where import Owner, matching
 
 # Rows in an order that no rule here describes: left whole, with the role "other".
 UNCUT = ("CodeGenAttention",)
@@ -33,7 +33,9 @@ def sites(model: nn.Module, where: str = "*") -> list[Site]:
     >>> [s.name for s in sites(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))]
     ['0', '2']
     """
-    found, reserved, owners = [], [], {}
+    found: list[tuple] = []
+    reserved: list[tuple] = []
+    owners: dict[tuple, Owner] = {}
     foreign = isinstance(model, PreTrainedModel)
     homes = stacks(model)
     for site in every_site(model):
@@ -122,7 +124,7 @@ def _parts(name: str, whole: Site, parent: nn.Module, found: tuple[str, ...]) ->
     return None if head is None else _by_group(rows, queries, keys, head)
 
 
-def _by_group(rows: int, queries: int, keys: int, head: int) -> list[Tensor]:
+def _by_group(rows: int, queries: int, keys: int, head: int) -> "list[slice | Tensor]":
     """Megatron's order: for each key head its queries, its key, its value (GPT-NeoX, BLOOM, Falcon)."""
     groups = keys // head
     place = torch.arange(rows).reshape(groups, queries // head // groups + 2, head)
