@@ -159,7 +159,7 @@ def row_dot(typing, x, value, column, begin, end, out, lanes):
 
 
 @intrinsic(prefer_literal=True)
-def bit_dot(typing, x, value, mask, begin, end, out, at, rows):
+def bit_dot(typing, x, value, mask, begin, out, at, rows):
     """`out[b, at] = sum over set bits j of mask of x[b, j] * (the next value)`, for `rows` of the batch.
 
     Eight columns a step: eight values are read, and a table of permutations, one for each byte, moves them to their
@@ -169,9 +169,9 @@ def bit_dot(typing, x, value, mask, begin, end, out, at, rows):
     batch, kind = rows.literal_value, value.dtype
 
     def make(context, builder, signature, args):
-        xs, values, bytes_, outs = _pointers(context, builder, signature, args, 0, 1, 2, 5)
-        begin, at = args[3], args[6]
-        width, stride = (_stride(context, builder, signature, args, p) for p in (0, 5))
+        xs, values, bytes_, outs = _pointers(context, builder, signature, args, 0, 1, 2, 4)
+        begin, at = args[3], args[5]
+        width, stride = (_stride(context, builder, signature, args, p) for p in (0, 4))
         count = context.make_array(signature.args[2])(context, builder, args[2]).nitems
         total = context.make_array(signature.args[1])(context, builder, args[1]).nitems
         last = builder.sub(total, ir.Constant(I64, 8))
@@ -204,7 +204,7 @@ def bit_dot(typing, x, value, mask, begin, end, out, at, rows):
             builder.store(number, builder.gep(outs, [builder.add(at, builder.mul(stride, ir.Constant(I64, b)))]))
         return context.get_dummy_value()
 
-    return types.void(x, value, mask, begin, end, out, at, rows), make
+    return types.void(x, value, mask, begin, out, at, rows), make
 
 
 def _spread_table():

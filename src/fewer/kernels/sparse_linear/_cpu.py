@@ -50,49 +50,43 @@ def csr(x, value, column, start, out):
             row_dot(x[:, b:], value, column, begin, end, out[row, b:], 8)
 
 
-@nb.njit(parallel=True, fastmath=True, cache=True)
-def nm(x, value, place, n, m, bits, out):
-    """N:M, a batch: find the row's columns once, then as Csr. x is [in, batch], out [rows, batch]."""
-    batch, kept = x.shape[1], value.shape[1]
-    for row in nb.prange(value.shape[0]):
-        columns = np.empty(kept, np.int32)
-        for j in range(kept):
-            at, here = j * bits, np.int64(0)
-            for i in range(bits):  # at most 8 bits, perhaps over two bytes
-                here |= ((np.int64(place[row, (at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
-            columns[j] = j // n * m + here
-        weights = value[row]
-        b = 0
-        while b + 16 <= batch:
-            row_dot(x[:, b:], weights, columns, 0, kept, out[row, b:], 16)
-            b += 16
-        if b < batch:
-            row_dot(x[:, b:], weights, columns, 0, kept, out[row, b:], 8)
+@nb.njit(fastmath=True, cache=True)
+def _bit_row(x, value, mask, begin, out, row):
+    if x.shape[0] == 1:
+        bit_dot(x, value, mask, begin, out, row, 1)
+    elif x.shape[0] == 4:
+        bit_dot(x, value, mask, begin, out, row, 4)
+    else:
+        for b in range(0, x.shape[0], 8):
+            bit_dot(x[b:], value, mask, begin, out[b:], row, 8)
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)
-def two_four_one(x, value, place, out):
-    """2:4, one token: a byte holds the places of four weights in eight columns."""
-    for row in nb.prange(value.shape[0]):
-        weights, places = value[row], place[row]
-        total = np.float32(0)
-        for j in range(len(places)):
-            p, at = np.uint32(places[j]), 8 * j
-            total += widen(weights[4 * j]) * x[at + (p & 3)] + widen(weights[4 * j + 1]) * x[at + ((p >> 2) & 3)]
-            total += (
-                widen(weights[4 * j + 2]) * x[at + 4 + ((p >> 4) & 3)]
-                + widen(weights[4 * j + 3]) * x[at + 4 + (p >> 6)]
-            )
-        out[row] = total
+def nm(x, value, place, n, m, bits, two_four, out):
+    """N:M: the places of a row become bits, then as Bitmask. `two_four` has, for each byte of 2:4 places, its bits."""
+    kept = value.shape[0] // place.shape[0]
+    for row in nb.prange(place.shape[0]):
+        mask, places = np.zeros(x.shape[1] // 8, np.uint8), place[row]
+        if n == 2 and m == 4:
+            for j in range(len(places)):
+                mask[j] = two_four[places[j]]
+            if kept % 4:
+                mask[-1] &= 15
+        else:
+            at = 0
+            for group in range(0, kept // n * m, m):
+                for _ in range(n):
+                    word = np.int32(places[at >> 3])
+                    if (at & 7) + bits > 8:
+                        word |= np.int32(places[(at >> 3) + 1]) << 8
+                    column = group + ((word >> (at & 7)) & ((1 << bits) - 1))
+                    mask[column >> 3] |= np.uint8(1 << (column & 7))
+                    at += bits
+        _bit_row(x, value, mask, row * kept, out, row)
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True)
 def bitmask(x, value, mask, start, out):
-    """Bitmask: sixteen columns at a time, the stored weights spread to their places. x is [batch, in], in % 16 == 0."""
+    """Bitmask: eight columns at a time, the stored weights spread to their places. x is [batch, in], in % 8 == 0."""
     for row in nb.prange(len(start) - 1):
-        begin, end = np.int64(start[row]), np.int64(start[row + 1])
-        if x.shape[0] == 1:
-            bit_dot(x, value, mask[row], begin, end, out, row, 1)
-        else:
-            for b in range(0, x.shape[0], 4):
-                bit_dot(x[b:], value, mask[row], begin, end, out[b:], row, 4)
+        _bit_row(x, value, mask[row], np.int64(start[row]), out, row)

@@ -28,38 +28,47 @@ def sparse_linear(
 
 def _multiply(x: Tensor, w: Layout) -> Tensor | None:
     """`x @ w.T` in float32; None where there is no kernel."""
-    batch, out = len(x), (np.empty if w.shape[0] else np.zeros)((len(x), w.shape[0]), np.float32)
+    batch = len(x)
     match w:
         case Tiles(height=height) if height in HEIGHTS:
             across = _columns(x, 1 if batch == 1 else 4)
             out = np.empty((across.shape[1], w.shape[0]), np.float32)
             _cpu.tiles(height)(across, view(w.value), view(w.column), view(w.start), out)
+            return torch.from_numpy(out[:batch])
         case Csr() if batch == 1:
+            out = np.empty((1, w.shape[0]), np.float32)
             _cpu.csr_one(x[0].contiguous().numpy(), view(w.value), view(w.column), view(w.start), out[0])
+            return torch.from_numpy(out)
         case Csr():
-            return _across(_cpu.csr, x, w, view(w.value), view(w.column), view(w.start))
-        case Nm(n=2, m=4) if batch == 1 and w.shape[1] % 8 == 0:
-            _cpu.two_four_one(x[0].contiguous().numpy(), view(w.value), view(w.place), out[0])
-        case Nm() if w.n:
-            bits = (w.m - 1).bit_length()
-            return _across(_cpu.nm, x, w, view(w.value), view(w.place), w.n, w.m, bits)
-        case Bitmask() if len(w.value) >= 8 and PERMUTES:
-            padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 16, 0, 0 if batch == 1 else -batch % 4))
-            out = np.empty((len(padded), w.shape[0]), np.float32)
-            _cpu.bitmask(padded.contiguous().numpy(), view(w.value), view(w.mask), view(w.start), out)
+            across = _columns(x, 8)
+            turned = np.empty((w.shape[0], across.shape[1]), np.float32)
+            _cpu.csr(across, view(w.value), view(w.column), view(w.start), turned)
+            return torch.from_numpy(turned).T[:batch].contiguous()
+        case Bitmask() | Nm() if PERMUTES and w.value.numel() >= 8 and getattr(w, "m", 2) > 1:
+            return _bitwise(x, w)
         case _:
             return None
-    return torch.from_numpy(out[:batch])
+
+
+def _bitwise(x: Tensor, w: Bitmask | Nm) -> Tensor:
+    """Layouts whose survivors are bits of eight columns."""
+    more = 0 if len(x) == 1 else -len(x) % (4 if len(x) <= 4 else 8)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 8, 0, more)).contiguous().numpy()
+    out = np.empty((len(padded), w.shape[0]), np.float32)
+    if isinstance(w, Bitmask):
+        _cpu.bitmask(padded, view(w.value), view(w.mask), view(w.start), out)
+    else:
+        bits = (w.m - 1).bit_length()
+        _cpu.nm(padded, view(w.value).reshape(-1), view(w.place), w.n, w.m, bits, _TWO_FOUR, out)
+    return torch.from_numpy(out[: len(x)])
+
+
+# a byte holds the places of four 2:4 weights: two in each half of eight columns
+_TWO_FOUR = np.array(
+    [1 << (p & 3) | 1 << (p >> 2 & 3) | 16 << (p >> 4 & 3) | 16 << (p >> 6) for p in range(256)], np.uint8
+)
 
 
 def _columns(x: Tensor, multiple: int) -> np.ndarray:
     """x as [in, batch], the batch padded: the inputs that one weight meets are neighbours."""
     return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % multiple)).T.contiguous().numpy()
-
-
-def _across(kernel, x: Tensor, w: Layout, *stored) -> Tensor:
-    """A kernel that is vectorised over the batch: it sees, and gives, transposed matrices."""
-    across = _columns(x, 8)
-    out = np.empty((w.shape[0], across.shape[1]), np.float32)
-    kernel(across, *stored, out)
-    return torch.from_numpy(out).T[: len(x)].contiguous()
