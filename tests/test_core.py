@@ -70,7 +70,7 @@ def test_nothing_and_more_than_everything_are_no_budgets(text):
 
 
 def test_a_group_has_no_scope_and_a_unit_has_a_size():
-    with pytest.raises(ValueError, match="has no scope.*write '2:4'"):
+    with pytest.raises(ValueError, match=r"has no scope.*write '2:4'"):
         budget("2:4 per tensor")
     with pytest.raises(ValueError, match="at least one row"):
         budget("50% of 0x4")
@@ -85,7 +85,9 @@ def test_counting_is_exact_and_rounds_down_but_keeps_one():
 
 
 def test_which_budgets_are_joint():
-    assert [budget(f"10% per {s}").joint for s in ("row", "column", "tensor", "layer", "model")] == [False] * 3 + [True] * 2
+    assert [budget(f"10% per {s}").joint for s in ("row", "column", "tensor", "layer", "model")] == [False] * 3 + [
+        True
+    ] * 2
 
 
 def test_a_count_for_one_tensor():
@@ -107,7 +109,12 @@ def test_what_can_be_met_is_let_through(text, rows, cols):
     [
         ("2:4", 3, 6, r"rows of 6 do not divide into groups of 4; M may be one of \[2\]"),
         ("2:4 of 1x2", 3, 12, r"rows of 6 do not divide into groups of 4"),
-        ("25% of 2x4", 3, 8, r"3x8 does not divide into units of 2x4; heights that divide: \[1\], widths: \[1, 2, 4, 8\]"),
+        (
+            "25% of 2x4",
+            3,
+            8,
+            r"3x8 does not divide into units of 2x4; heights that divide: \[1\], widths: \[1, 2, 4, 8\]",
+        ),
         ("25% of 2x4", 4, 6, "4x6 does not divide"),
         ("6", 3, 5, "there are only 5 to keep per row; write 5 or less"),
         ("4 per column", 3, 5, "there are only 3 to keep per column"),
@@ -132,7 +139,8 @@ def test_methods_are_the_files_of_their_axis():
 
 
 @pytest.mark.parametrize(
-    "name, says", [("weights/wandaa", "close: weights/wanda"), ("wanda", "close: weights/wanda"), ("a/b/c", "none, see")]
+    "name, says",
+    [("weights/wandaa", "close: weights/wanda"), ("wanda", "close: weights/wanda"), ("a/b/c", "none, see")],
 )
 def test_a_typo_is_answered_with_a_name(name, says):
     with pytest.raises(LookupError, match=f"no method '{name}'; {says}" if "none" not in says else says):

@@ -66,7 +66,9 @@ def test_a_dense_copy_needs_nothing_of_ours(tmp_path):
     model = build("llama")
     sparsify(model, "weights/magnitude 50%", out=tmp_path / "out", dense=True)
     script = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(tmp_path / 'out')!r})"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script + "; import sys; assert 'fewer' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script + "; import sys; assert 'fewer' not in sys.modules"], check=True
+    )
 
 
 def test_from_disk_to_disk_is_the_same_as_in_memory(source, tmp_path):

@@ -90,9 +90,11 @@ def test_a_malformed_yaml_is_refused(tmp_path, text, says):
 
 
 def test_a_missing_recipe_file_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         recipe("nowhere.yaml")
 
 
 def test_a_step_is_a_value():
-    assert isinstance(step("weights/wanda 50%"), Step) and hash(step("weights/wanda 50%")) == hash(step("weights/wanda 50%"))
+    assert isinstance(step("weights/wanda 50%"), Step) and hash(step("weights/wanda 50%")) == hash(
+        step("weights/wanda 50%")
+    )

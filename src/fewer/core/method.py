@@ -55,6 +55,7 @@ def method(paper: Paper):
 
 
 def axes() -> tuple[str, ...]:
+    """The eleven axes, in the house's order."""
     return AXES
 
 

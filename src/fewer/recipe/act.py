@@ -13,7 +13,7 @@ from fewer.models.stored import stored_dtype
 
 from .engine import Plan, Progress, divide, plan, run, undoing
 from .steps import Recipe, recipe
-from .walk import Walk
+from .walk import Hold, Walk, already_there
 
 
 @dataclass
@@ -33,7 +33,9 @@ class Applied:
 
 
 @contextlib.contextmanager
-def apply(model: nn.Module, steps: Any, data: Tensor | None = None, progress: Progress | None = None) -> Iterator[Applied]:
+def apply(
+    model: nn.Module, steps: Any, data: Tensor | None = None, progress: Progress | None = None
+) -> Iterator[Applied]:
     """Do the steps; on leaving, every weight is what it was, bit for bit.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
@@ -57,5 +59,7 @@ def keep(model: nn.Module, todo: Plan, data: Tensor | None, progress: Progress |
     return applied
 
 
-def walk_for(model: nn.Module, todo: Plan, data: Tensor | None, **how: Any) -> Walk:
-    return Walk(model, data, stored_dtype(model), **how).with_rest([s for t in todo.tasks for s in t.sites])
+def walk_for(model: nn.Module, todo: Plan, data: Tensor | None, hold: Hold = already_there) -> Walk:
+    """The way through a model for a plan: what lies outside the blocks is a stop only if the plan acts there."""
+    walk = Walk(model, data, stored_dtype(model), hold)
+    return walk.with_rest([s for t in todo.tasks for s in t.sites])

@@ -142,8 +142,14 @@ def _within_layer(step: Step, here: Sequence[Site], stats: dict[str, Stats]) -> 
     if step.budget.scope != "layer" or not here:
         return {}
     scores = [step.method.score(s.read().float(), stats[s.name]) for s in here]  # type: ignore[attr-defined]
-    counts = joint_counts(scores, step.budget)
-    return {s.name: step.budget.with_count(n) for s, n in zip(here, counts, strict=True)}
+    return dict(zip([s.name for s in here], _jointly(scores, step.budget), strict=True))
+
+
+def _jointly(scores: Sequence[Tensor], shared: Budget) -> list[Budget]:
+    """What each map keeps if all are ranked together; a map that would keep nothing keeps one, the largest pays."""
+    counts = joint_counts(scores, shared)
+    counts[counts.index(max(counts))] -= counts.count(0)
+    return [shared.with_count(max(1, n)) for n in counts]
 
 
 def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
@@ -170,8 +176,7 @@ def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
 def _divide(task: Task, i: int, signals: dict[tuple[int, str], Tensor]) -> dict[str, Budget]:
     step, names = task.step, [s.name for s in task.sites]
     if step.allocator is None:
-        counts = joint_counts([signals[i, n] for n in names], step.budget)
-        return {n: step.budget.with_count(c) for n, c in zip(names, counts, strict=True)}
+        return dict(zip(names, _jointly([signals[i, n] for n in names], step.budget), strict=True))
     share = importlib.import_module(f"fewer.{step.axis}").Share
     shares = [share(s.name, s.shape, s.layer, signals[i, s.name]) for s in task.sites]
     return dict(zip(names, step.allocator.allocate(step.budget, shares), strict=True))  # type: ignore[attr-defined]

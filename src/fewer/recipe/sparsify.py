@@ -144,7 +144,9 @@ class _Job:
             _put(self.model.get_submodule(name), fields, told)
         for name, value in tensors.items():
             if not any(name.startswith(f"{s}.") for s in sparse):
-                self.model.get_parameter(name).data.copy_(value) if name in dict(self.model.named_parameters()) else None
+                self.model.get_parameter(name).data.copy_(value) if name in dict(
+                    self.model.named_parameters()
+                ) else None
         return True
 
     def _finish(self) -> None:
@@ -159,7 +161,10 @@ class _Job:
             if file.is_file():
                 told = json.loads(file.read_text())
                 changes += [Change(**row) for row in told["changes"]]
-                sparse = {**told["described"], "sites": {**sparse.get("sites", {}), **told["described"].get("sites", {})}}
+                sparse = {
+                    **told["described"],
+                    "sites": {**sparse.get("sites", {}), **told["described"].get("sites", {})},
+                }
                 file.unlink()
         self.store.path("budgets.json").unlink(missing_ok=True)
         self._index()

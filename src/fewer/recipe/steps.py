@@ -58,7 +58,9 @@ def spell(m: Method, axis: str = "") -> str:
     """A method as it is written in a step: its name, and the fields that are not the defaults."""
     name = m.name.removeprefix(f"{axis}/") if axis else m.name
     fields = [
-        f"{f.name}={value!r}" for f in dataclasses.fields(m) if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
+        f"{f.name}={value!r}"
+        for f in dataclasses.fields(m)
+        if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
     ]
     return f"{name}({', '.join(fields)})" if fields else name
 
@@ -193,7 +195,9 @@ def _from_yaml(text: str, path: Path) -> Recipe:
 def check_version(version: object, place: str) -> None:
     """Refuse what a newer `fewer` wrote."""
     if not isinstance(version, int) or version > VERSION:
-        raise ValueError(f"{place}: recipe version {version} is newer than this fewer, which reads up to {VERSION}; upgrade fewer")
+        raise ValueError(
+            f"{place}: recipe version {version} is newer than this fewer, which reads up to {VERSION}; upgrade fewer"
+        )
 
 
 def known_axes(steps: Recipe) -> list[str]:

@@ -10,8 +10,10 @@ from fewer.core import Site
 from fewer.models import blocks
 from fewer.models.feed import Batch, call, feed, finish, first_of
 
+Hold = Callable[[str], AbstractContextManager[None]]
 
-def _already_there(block: str) -> AbstractContextManager[None]:
+
+def already_there(block: str) -> AbstractContextManager[None]:
     """How a block is held in a model that is wholly in memory."""
     return nullcontext()
 
@@ -29,7 +31,7 @@ class Walk:
         model: nn.Module,
         data: Tensor | None,
         dtype: torch.dtype | None = None,
-        hold: Callable[[str], AbstractContextManager[None]] = _already_there,
+        hold: Hold = already_there,
         batch: int = 8,
     ):
         self.model, self.dtype, self._hold = model, dtype, hold
