@@ -253,6 +253,32 @@ def test_dsnot_leaves_rows_that_are_close_enough():
     assert still[error <= third].all() and not still.all()
 
 
+def by_hand(w, mean, keep, **fields):
+    """The mask after DSnoT on inputs of these means and unit variance."""
+    w, mean, keep = torch.tensor([w]), torch.tensor(mean), torch.tensor([keep]).bool()
+    squares, spread = InputSquares(mean.square() + 1, 1), InputVariance(torch.ones_like(mean), mean, 1)
+    stats = Stats({InputMean: InputMean(mean, 1), InputVariance: spread, InputSquares: squares})
+    return Dsnot(**fields).correct(w, Pruned(w * keep, keep, budget("2")), stats).keep[0].int().tolist()
+
+
+def test_dsnot_drops_only_what_pulls_the_other_way():
+    assert by_hand([1.0, 0.1, 2.0], [1.0, 0.0, -0.5], [0, 1, 1]) == [1, 1, 0]  # mean 0 pulls nowhere, cheap as it is
+    assert by_hand([1.0, 0.1, 2.0], [1.0, 0.0, 0.5], [0, 1, 1]) == [0, 1, 1]
+
+
+def test_dsnot_swaps_only_for_the_better_and_beyond_the_threshold():
+    assert by_hand([1.0, 1.0, 2.0], [1.0, -1.0, -1.0], [0, 1, 1]) == [0, 1, 1]  # e = 1 would be -1
+    assert by_hand([1.0, 0.5, 2.0], [1.0, -1.0, -1.0], [0, 1, 1], threshold=1.0) == [0, 1, 1]  # e = 1 is near enough
+    assert by_hand([1.0, 0.5, 2.0], [1.0, -1.0, -1.0], [0, 1, 1], threshold=0.99) == [1, 0, 1]
+
+
+def test_defaults_are_the_papers():
+    assert Dsnot() == Dsnot(cycles=50, threshold=0.1)
+    assert SparseGpt() == SparseGpt(damp=0.01, block=128)
+    assert Owl() == Owl(times=5.0, spread=0.08)
+    assert Eora() == Eora(rank=32) and Random() == Random(seed=0)
+
+
 def test_dsnot_gives_back_dense_values_after_sparse_gpt():
     w, x = layer(mean=1.0)
     stats = observe((Gram, *Dsnot.needs), w, x)

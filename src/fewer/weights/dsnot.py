@@ -51,10 +51,10 @@ class Dsnot(Corrector):
         for _ in range(self.cycles):
             may_go = keep & (error.sign() * pull < 0)
             partner = may_go.unflatten(1, (-1, wide)).any(-1).repeat_interleave(wide, 1)
-            gain, back = _best(error.sign() * worth, ~keep & partner)
-            loss, away = _best(-price, may_go & (group == group[back]))
+            _, back = _best(error.sign() * worth, ~keep & partner)
+            loss, away = _best(-price, may_go & (group == group[back]))  # none in the whole row: -inf
             after = error - pull.gather(1, back) + pull.gather(1, away)
-            going &= (gain.isfinite() & loss.isfinite()) & (error.abs() > self.threshold) & (after.abs() < error.abs())
+            going &= loss.isfinite() & (error.abs() > self.threshold) & (after.abs() < error.abs())
             if not going.any():
                 break
             keep.scatter_(1, back, keep.gather(1, back) | going).scatter_(1, away, keep.gather(1, away) & ~going)
