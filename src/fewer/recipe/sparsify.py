@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fewer.core import Budget, Change, budget
+from fewer.core import Change, budget
 from fewer.layout import find_layout
 from fewer.models import blocks, materialise, open_lazily, release
 from fewer.models.hub import describe
@@ -65,29 +66,30 @@ class _Job:
         self.source, self.dtype = source, stored_dtype(model)
         self.store = Store(out, self._key(), force)
         self.applied = Applied(None, tuple(t.step for t in todo.tasks))
-        self.described: dict[str, Any] = {}
-        self.shards: dict[str, str] = {}
 
     def do(self, progress: Progress | None) -> Applied:
-        # the probe is asked of the sparse model as it stands: its question walks along as one more row of data
-        walk = walk_for(self.model, self.todo, self.data, hold=self._hold)
+        walk = walk_for(self.model, self.todo, self.data, self._hold)
         self._budgets(walk, progress)
-        run(walk, self.todo, self._done, progress, skip=self._skip)
-        ids = probe_ids(self.model)
-        if ids is not None:
-            asked = walk_for(self.model, self.todo, ids, hold=self._hold_sparse)
-            for number in range(len(self.names)):
-                with asked.on(number):
-                    asked.advance(number)
-            write_probe(self.store, ids, asked.answer(1))
+        run(walk, self.todo, self._done, progress, self._skip)
+        self._probe()
         self._finish()
         return self.applied
+
+    def _probe(self) -> None:
+        """Ask the finished blocks, one by one, what the saved model must answer."""
+        if (ids := probe_ids(self.model)) is None:
+            return
+        walk = walk_for(self.model, self.todo, ids, self._hold_sparse)
+        for number in range(len(self.names)):
+            with walk.on(number):
+                walk.advance(number)
+        write_probe(self.store, ids, walk.answer(1))
 
     def _budgets(self, walk: Any, progress: Progress | None) -> None:
         """Divide budgets over the model once; a resumed run reads what was divided."""
         if self.store.has("budgets.json"):
             rows = json.loads(self.store.path("budgets.json").read_text())
-            self.todo.budgets = {(i, name): _read(text) for i, name, text in rows}
+            self.todo.budgets = {(i, name): budget(text) for i, name, text in rows}
             return
         divide(walk, self.todo, progress)
         self.store.text("budgets.json", json.dumps([(i, n, str(b)) for (i, n), b in self.todo.budgets.items()]))
@@ -135,45 +137,34 @@ class _Job:
     def _skip(self, block: str) -> bool:
         """Put what an earlier run made of the block in place; False if there is no such thing."""
         shard, note = self._files(block)
-        if not self.store.has(note) or not block:
+        if not block or not self.store.has(note):
             return False
         tensors = load_file(self.store.path(shard))
-        sparse = json.loads(self.store.path(note).read_text())["described"].get("sites", {})
-        for name, told in sparse.items():
-            fields = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            _put(self.model.get_submodule(name), fields, told)
-        for name, value in tensors.items():
-            if not any(name.startswith(f"{s}.") for s in sparse):
-                self.model.get_parameter(name).data.copy_(value) if name in dict(
-                    self.model.named_parameters()
-                ) else None
+        for name, told in self._note(block)["described"]["sites"].items():
+            fields = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{name}.")}
+            _put(self.model.get_submodule(name), {k.removeprefix(f"{name}."): v for k, v in fields.items()}, told)
+        plain = {k.removeprefix(f"{block}."): v for k, v in tensors.items()}
+        self.model.get_submodule(block).load_state_dict(plain, strict=False)
         return True
+
+    def _note(self, block: str) -> dict[str, Any]:
+        return json.loads(self.store.path(self._files(block)[1]).read_text())
 
     def _finish(self) -> None:
         """The rest of the weights, the index, the configuration; then the whole takes its place."""
         inside = tuple(f"{name}." for name in self.names)
         rest = {k: v for k, v in tensors_of(self.model, {}, self.dtype).items() if not k.startswith(inside)}
         self.store.tensors(self._files("")[0], rest)
-        changes: list[Change] = []
-        sparse: dict[str, Any] = {}
-        for block in [*self.names, ""]:
-            file = self.store.path(self._files(block)[1])
-            if file.is_file():
-                told = json.loads(file.read_text())
-                changes += [Change(**row) for row in told["changes"]]
-                sparse = {
-                    **told["described"],
-                    "sites": {**sparse.get("sites", {}), **told["described"].get("sites", {})},
-                }
-                file.unlink()
-        self.store.path("budgets.json").unlink(missing_ok=True)
         self._index()
+        notes = [self._note(block) for block in [*self.names, ""] if self.store.has(self._files(block)[1])]
+        changes = [Change(**row) for note in notes for row in note["changes"]]
+        sparse = {**notes[0]["described"], "sites": {k: v for n in notes for k, v in n["described"]["sites"].items()}}
         write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
+        for file in (*self.store.partial.glob("block-*.json"), self.store.path("budgets.json")):
+            file.unlink()
         self.applied.changes, self.applied.out = changes, self.store.finish()
 
     def _index(self) -> None:
-        from safetensors import safe_open
-
         weight_map: dict[str, str] = {}
         for file in sorted(self.store.partial.glob("model-*.safetensors")):
             with safe_open(file, "pt") as opened:
@@ -185,16 +176,12 @@ class _Job:
     def _key(self) -> str:
         """Which job this is: a run with another model, recipe or data does not go on with its leavings."""
         told = hashlib.sha256(f"{VERSION} {self.dense}".encode())
-        for file in sorted(self.source.glob("*.safetensors")) + [self.source / "config.json"]:
+        for file in (*sorted(self.source.glob("*.safetensors")), self.source / "config.json"):
             told.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
         told.update("\n".join(str(t.step) for t in self.todo.tasks).encode())
         if self.data is not None:
             told.update(self.data.cpu().numpy().tobytes())
         return told.hexdigest()
-
-
-def _read(text: str) -> Budget:
-    return budget(text)
 
 
 def _under(block: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ class Store:
         self._settle(part, name)
 
     def _settle(self, part: Path, name: str) -> None:
+        """Synced, readable to whom a new file would be, under its own name: in that order."""
+        part.chmod(0o666 & ~_umask())
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.partial / name)
@@ -76,6 +78,12 @@ class Store:
         else:
             self.partial.rename(self.out)
         return self.out
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def exchange(a: Path, b: Path) -> None:
