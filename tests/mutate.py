@@ -116,8 +116,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST | None]:
 
 def other(node: ast.AST, **fields: object) -> ast.AST:
     new = copy.copy(node)
-    for name, value in fields.items():
-        setattr(new, name, value)
+    vars(new).update(fields)
     return new
 
 
@@ -139,10 +138,7 @@ def mutants_of(path: pathlib.Path) -> Iterator[tuple[Mutant, str]]:
 
 
 def put(parent: ast.AST, field: str, place: int | None, node: ast.AST) -> None:
-    if place is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[place] = node
+    setattr(parent, field, node) if place is None else getattr(parent, field).__setitem__(place, node)
 
 
 def walk(parent: ast.AST, statement: ast.AST | None, where: str) -> Iterator[tuple]:
