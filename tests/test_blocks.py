@@ -5,6 +5,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fewer.layout import Bitmask
 from fewer.models import (
@@ -229,6 +230,17 @@ def test_a_lazy_model_holds_one_block_at_a_time_and_is_the_same_model(family, tm
     blocks(whole)[-1][1].register_forward_hook(lambda m, a, o: truth.append(o[0] if isinstance(o, tuple) else o))
     whole(**batch)
     assert torch.equal(hidden, truth[0])
+
+
+def test_the_eleventh_expert_comes_after_the_tenth(tmp_path):
+    config = AutoConfig.for_model("mixtral", **tiny.GROUPED, head_dim=8, num_local_experts=11, num_experts_per_tok=2)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    model.save_pretrained(tmp_path)
+    opened = open_lazily(tmp_path)
+    materialise(opened, "model.layers.1")
+    for name in ("gate_up_proj", "down_proj"):
+        full = f"model.layers.1.mlp.experts.{name}"
+        assert torch.equal(opened.get_parameter(full), model.get_parameter(full))
 
 
 def test_only_the_tensors_of_the_block_are_read(saved, monkeypatch):
