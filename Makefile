@@ -4,7 +4,8 @@
 #   make test     lint, types, every test, the docs
 #   make lint | docs | bench | mutate | lines | clean
 #
-# PYTHON=python3.12 picks an interpreter, TORCH='torch==2.12.0' another torch, JOBS=8 the number of test processes.
+# PYTHON=python3.12 picks an interpreter, TORCH='torch==2.12.0' another torch, JOBS=8 the number of processes;
+# PYTEST='-k wanda -m "not slow"' and MUTATE='--only select --budget-minutes 10' are handed on.
 
 VENV    := .venv
 PY      := $(VENV)/bin/python
@@ -12,6 +13,7 @@ PIP     := $(PY) -m pip --disable-pip-version-check -qq
 TORCH   ?= torch==2.13.0
 JOBS    ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST  ?=
+MUTATE  ?=
 FLOORS  := src/fewer/core src/fewer/layout src/fewer/kernels
 # One thread in each process: the processes are the parallelism, and sums come out the same everywhere.
 ONE     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
@@ -39,10 +41,10 @@ docs: $(VENV)/.installed-test
 	@$(ONE) $(QUIET) $(PY) -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-test
-	$(PY) -m bench
+	$(PY) -m bench.kernels.cpu
 
 mutate: $(VENV)/.installed-test
-	$(ONE) $(PY) -m tools.mutate
+	$(ONE) $(PY) tests/mutate.py --jobs $(JOBS) $(MUTATE)
 
 lines:
 	@python3 -m tools.lines
