@@ -187,12 +187,17 @@ def test_dead_inputs_go_first_and_stay_if_there_is_room():
     assert (half[:, alive] != w[:, alive]).any()  # the living still make up for each other
 
 
-def test_a_singular_gram_is_damped_harder_then_refused():
-    h = torch.diag(torch.tensor([1.0, 1.0, -0.05]))  # not a Gram matrix: 1 % of 0.65 cannot mend -0.05, 10 % can
+@pytest.mark.parametrize("low, times", [(-0.005, 1), (-0.05, 10), (-0.4, 100), (-1.5, 1000)])
+def test_sparse_gpt_damps_a_singular_gram_harder(low, times):
+    """Not a Gram matrix, but what rounding can make of one, writ large: damped until the last entry is above zero."""
+    h = torch.diag(torch.tensor([1.0, 1.0, low]))
     u = inverse_root(h, 0.01)
-    torch.testing.assert_close(u.diagonal()[0].item() ** -2, 1 + 0.1 * h.diagonal().mean().item())
+    assert u[0, 0].item() ** -2 == pytest.approx(1 + times * 0.01 * h.diagonal().mean().item())
+
+
+def test_sparse_gpt_gives_up_in_a_sentence():
     with pytest.raises(ValueError, match="singular, even with damp=10: show more tokens"):
-        inverse_root(torch.diag(torch.tensor([1.0, 1.0, -1.9])), 0.01)
+        inverse_root(torch.diag(torch.tensor([1.0, 1.0, -1.5387])), 0.01)  # 1001 times the damp would do
     with pytest.raises(ValueError, match="singular"):
         inverse_root(torch.full((2, 2), torch.nan), 0.01)
 
@@ -394,14 +399,21 @@ def test_owl_counts_outliers_of_the_wanda_score():
 
 
 def test_owl_spreads_layers_around_the_budget():
-    signals, layers = (0.10, 0.02, 0.05, 0.0), (0, 0, 1, 2)
+    signals, layers = (0.11, 0.03, 0.06, 0.01), (0, 0, 1, 2)
     sizes = [r * c for r, c in SHAPES]
-    block = (0.10 * sizes[0] + 0.02 * sizes[1]) / (sizes[0] + sizes[1])  # the first two are one layer
-    scaled = [d / 0.05 for d in (block, block, 0.05, 0.0)]  # lowest 0, highest 0.05
+    block = (0.11 * sizes[0] + 0.03 * sizes[1]) / (sizes[0] + sizes[1])  # the first two are one layer
+    scaled = [(d - 0.01) / 0.05 for d in (block, block, 0.06, 0.01)]
     mean = sum(n * s for n, s in zip(sizes, scaled, strict=True)) / sum(sizes)
     expected = [n * (0.4 + 2 * 0.15 * (s - mean)) for n, s in zip(sizes, scaled, strict=True)]
     kept = [b.keep for b in Owl(spread=0.15).allocate(budget("40% per tensor"), shares(signals, layers))]
     assert sum(kept) == sum(sizes) * 2 // 5 and all(abs(k - e) < 1 for k, e in zip(kept, expected, strict=True))
+
+
+def test_owl_reads_counts_and_units_as_shares():
+    signals = shares((0.11, 0.03, 0.06, 0.01))
+    share = Owl().allocate(budget("25% of 2x4 per tensor"), signals)
+    assert share == Owl().allocate(budget(f"{sum(b.keep for b in share)} of 2x4 per model"), signals)
+    assert sum(b.keep for b in share) == sum(r * c for r, c in SHAPES) // 32
 
 
 def test_owl_without_outliers_is_uniform_and_without_layers_counts_maps():
@@ -429,6 +441,13 @@ def test_rows_share_alike_and_leftovers_go_where_most_is_missing():
     assert [(b.keep, b.scope) for b in budgets] == [(4, "row"), (9, "row")]
     columns = Third().allocate(budget("60% per column"), two)  # 12.9 and 17.1 of each column of 30 and 20
     assert [(b.keep, b.scope) for b in columns] == [(13, "column"), (17, "column")]
+
+
+def test_erk_fills_no_map_beyond_its_rows():
+    """A full map is passed over when rows are left, though one of its own would fit."""
+    two = [Share("small", (5, 10), 0), Share("large", (20, 10), 0)]
+    budgets = Erk().allocate(budget("95%"), two)  # 237: 50 and 187, of which 9 in each of 20 rows; 7 are left
+    assert [b.keep for b in budgets] == [10, 9]
 
 
 # --- what is done to a site --------------------------------------------------------------------------------------
