@@ -1,25 +1,22 @@
-"""Blocks one by one are the model; checkpoints opened whole or lazily; what is no model is refused."""
+"""Checkpoints opened whole or lazily; what is no model is refused."""
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fewer.layout import Bitmask
 from fewer.models import (
     SparseLinear,
-    block_inputs,
     blocks,
     check_finite,
-    first_inputs,
+    feed,
     lazy,
     materialise,
     open_lazily,
     open_model,
     release,
-    run_block,
     sites,
     swap,
 )
@@ -29,89 +26,6 @@ FAMILIES = list(tiny.FAMILIES)
 
 def logits(model, family):
     return model(**tiny.batch(family)).logits
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_run_one_by_one_are_the_model(family):
-    model, batch = tiny.build(family), tiny.batch(family)
-    truth = []
-    hooks = [
-        b.register_forward_hook(lambda m, a, out: truth.append(out[0] if isinstance(out, tuple) else out))
-        for _, b in blocks(model)
-    ]
-    model(**batch)
-    for hook in hooks:
-        hook.remove()
-    calls = block_inputs(model, batch)
-    hidden = calls[0][0][0]
-    for (_, block), (args, kwargs), out in zip(blocks(model), calls, truth, strict=True):
-        hidden = run_block(block, hidden, args, kwargs)
-        assert torch.equal(hidden, out)
-    first = first_inputs(model, batch)
-    assert torch.equal(first[0][0], calls[0][0][0]) and first[1].keys() == calls[0][1].keys()
-    assert torch.equal(logits(model, family), logits(tiny.build(family), family))  # nothing is left behind
-
-
-@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_layers_keep_their_own_masks_and_share_what_is_the_same(family):
-    model = tiny.build(family)
-    model.set_attn_implementation("eager")
-    calls = block_inputs(model, tiny.batch(family))
-    near, far, again = (kwargs["attention_mask"] for _, kwargs in calls)
-    assert near is again and not torch.equal(near, far)
-    assert calls[0][1]["position_embeddings"] is calls[2][1]["position_embeddings"]
-    assert all(args[0] is calls[0][0][0] for args, _ in calls)
-
-
-def test_only_the_first_block_is_computed_to_learn_what_each_is_given():
-    model, ran = tiny.build("gemma3"), []
-    for name, block in blocks(model):
-        block.mlp.register_forward_hook(lambda m, a, o, name=name: ran.append(name))
-    block_inputs(model, tiny.batch("gemma3"))
-    assert ran == ["model.layers.0"]
-    first_inputs(model, tiny.batch("gemma3"))
-    assert ran == ["model.layers.0"]
-
-
-def test_padding_is_in_what_the_blocks_are_given():
-    model, batch = tiny.build("llama"), tiny.batch("llama")
-    mask = torch.ones(2, 12, dtype=torch.long)
-    mask[0, :5] = 0
-    (_, padded), *_ = block_inputs(model, {**batch, "attention_mask": mask})
-    assert not padded["attention_mask"][0, 0, -1, :5].any() and padded["past_key_values"] is None
-
-
-def test_blocks_that_return_tuples_and_a_model_of_one_block_work_too():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.map = nn.Linear(4, 4)
-
-        def forward(self, hidden_states, scale):
-            return self.map(hidden_states) * scale, scale
-
-    class Net(nn.Module):
-        def __init__(self, n):
-            super().__init__()
-            self.layers = nn.ModuleList([Block() for _ in range(n)])
-
-        def forward(self, x):
-            scale = 2.0
-            for layer in self.layers:
-                x, scale = layer(hidden_states=x, scale=scale)
-            return x
-
-    for n in (1, 3):
-        net, x = Net(n), torch.randn(2, 4)
-        calls, hidden = block_inputs(net, x), x
-        for (_, block), (args, kwargs) in zip(blocks(net), calls, strict=True):
-            hidden = run_block(block, hidden, args, kwargs)
-        assert torch.equal(hidden, net(x))
-
-
-def test_a_model_without_blocks_says_so():
-    with pytest.raises(ValueError, match="no repeated blocks"):
-        first_inputs(nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2))
 
 
 def test_the_bundled_model_opens_with_its_tokenizer():
@@ -217,19 +131,17 @@ def test_a_lazy_model_holds_one_block_at_a_time_and_is_the_same_model(family, tm
     inside = [n for n, p in model.named_parameters() if p.is_meta]
     assert inside == [n for n, _ in whole.named_parameters() if n.startswith(names[0][:-1])]
     size = sum(p.numel() * 4 for p in blocks(whole)[0][1].parameters())
-    rest, calls, hidden = held(model), None, None
-    for name, block in blocks(model):
+    rest, stack, heard = held(model), [b for _, b in blocks(model)], None
+    for name in names:
         materialise(model, name)
         assert held(model) == rest + size
-        calls = calls or block_inputs(model, batch)
-        hidden = calls[0][0][0] if hidden is None else hidden
-        hidden = run_block(block, hidden, *calls[names.index(name)])
+        heard = feed(model, stack, names.index(name), batch, heard)
         release(model, name)
         assert held(model) == rest
     truth = []
     blocks(whole)[-1][1].register_forward_hook(lambda m, a, o: truth.append(o[0] if isinstance(o, tuple) else o))
     whole(**batch)
-    assert torch.equal(hidden, truth[0])
+    assert torch.equal(heard[0] if isinstance(heard, tuple) else heard, truth[0])
 
 
 def test_the_eleventh_expert_comes_after_the_tenth(tmp_path):

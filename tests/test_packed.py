@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from fewer.layout import Bitmask, Csr, Dense, Nm
 from fewer.models import SparseLinear, join, open_model, restore, sites, swap
-from fewer.models.hub import describe, save_packed
+from fewer.models.hub import describe
 
 
 def named(model, where):
@@ -102,6 +102,13 @@ def test_parts_join_to_the_fused_module(family, kind):
     torch.testing.assert_close(logits(model, family), logits(dense, family))
 
 
+def save_packed(model, path):
+    """What transformers itself writes for a model with packed modules."""
+    model.config.quantization_config = describe(model)
+    model.save_pretrained(path)
+    del model.config.quantization_config
+
+
 def packed_part(site, kind, seed):
     torch.manual_seed(seed)
     w = site.read().contiguous()
@@ -159,3 +166,9 @@ def test_a_description_that_does_not_fit_is_refused(change, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises((ValueError, LookupError), match=words):
         open_model(tmp_path)
+
+
+def test_only_survivors_and_the_low_rank_part_are_multiplied():
+    (site, *_) = sites(tiny.build("llama"), "down")
+    module, w = pack(site, "bitmask", rank=2)
+    assert module.flops(3) == 2 * 3 * ((w != 0).sum().item() + 2 * sum(site.shape))

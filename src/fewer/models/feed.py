@@ -32,42 +32,38 @@ def first_of(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def feed(
-    model: nn.Module, blocks: Sequence[nn.Module], number: int, batch: Batch, hidden: Tensor | None, boxed: bool = False
-) -> tuple[Tensor, bool]:
-    """What block `number` makes of `hidden` (None: of what the model gives its first block).
+def feed(model: nn.Module, blocks: Sequence[nn.Module], number: int, batch: Batch, heard: Any = None) -> Any:
+    """What block `number` says when the block before it has said `heard` (None: the model's own input to the first).
 
-    Returns the new hidden states and whether blocks return them in a tuple (`boxed`, which later calls must be told).
+    Blocks say hidden states, or a tuple that begins with them; what is returned is what the next block hears.
     """
     said: list[Any] = []
     real = blocks[number].forward
 
     def here(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        said.append(real(first if hidden is None else hidden, *args, **kwargs))
+        said.append(real(first if heard is None else first_of(heard), *args, **kwargs))
         raise _Heard
 
-    with _passing(blocks[:number], boxed), _forward(blocks[number], here), contextlib.suppress(_Heard):
+    with _passing(blocks[:number], heard), _forward(blocks[number], here), contextlib.suppress(_Heard):
         call(model, batch)
     if not said:
         raise ValueError(f"block {number} of {type(model).__name__} was not reached on this batch")
-    return first_of(said[0]), isinstance(said[0], tuple)
+    return said[0]
 
 
 @torch.no_grad()
-def finish(model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, hidden: Tensor, boxed: bool) -> Any:
-    """What the model answers if its last block says `hidden`: final norm and head only."""
-
-    def last(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden,) if boxed else hidden
-
-    with _passing(blocks[:-1], boxed), _forward(blocks[-1], last):
+def finish(model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, heard: Any) -> Any:
+    """What the model answers if its last block says `heard`: final norm and head only."""
+    with _passing(blocks[:-1], heard), _forward(blocks[-1], lambda *args, **kwargs: heard):
         return call(model, batch)
 
 
 @contextlib.contextmanager
-def _passing(blocks: Sequence[nn.Module], boxed: bool) -> Iterator[None]:
+def _passing(blocks: Sequence[nn.Module], like: Any) -> Iterator[None]:
+    """Each block says what it hears, in the form that blocks of this model say it."""
+
     def on(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (first,) if boxed else first
+        return (first, *like[1:]) if isinstance(like, tuple) else first
 
     with contextlib.ExitStack() as stack:
         for block in blocks:
@@ -79,13 +75,17 @@ def _passing(blocks: Sequence[nn.Module], boxed: bool) -> Iterator[None]:
 def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
     """Another `forward` for one instance; its hooks (and so its statistics) stay in force."""
 
+    before = vars(module).get("forward")
+
     def named(*args: Any, **kwargs: Any) -> Any:
         if not args and "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"),)
         return forward(*args, **kwargs)
 
-    module.forward = named  # type: ignore[method-assign]
+    module.forward = named
     try:
         yield
     finally:
         del module.forward
+        if before is not None:
+            module.forward = before

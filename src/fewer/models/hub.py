@@ -1,12 +1,10 @@
 """Packed models as checkpoints: importing this lets transformers' `from_pretrained` open what we save."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -34,19 +32,6 @@ def _describe(module: SparseLinear) -> dict[str, Any]:
         "rank": 0 if module.right is None else len(module.right),
         "tensors": {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in tensors.items()},
     }
-
-
-def save_packed(model: PreTrainedModel, path: str | Path) -> None:
-    """`model.save_pretrained(path)` with the description of its packed modules; the model itself stays as it is."""
-    before = getattr(model.config, "quantization_config", None)
-    model.config.quantization_config = describe(model)
-    try:
-        model.save_pretrained(path)
-    finally:
-        if before is None:
-            del model.config.quantization_config
-        else:
-            model.config.quantization_config = before
 
 
 def empty(name: str, told: Mapping[str, Any], old: nn.Module) -> SparseLinear:

@@ -28,6 +28,7 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     left: Tensor | None
     right: Tensor | None
+    value: Tensor
 
     def __init__(self, layout: Layout, bias: nn.Parameter | None = None, low_rank: LowRank | None = None) -> None:
         super().__init__()
@@ -86,6 +87,11 @@ class SparseLinear(nn.Module):
     def bytes(self) -> int:
         """What is stored: the layout with its indices, the low-rank part, the bias."""
         return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
+
+    def flops(self, tokens: int) -> int:
+        """Multiplications and additions that count for so many tokens: of survivors and of the low-rank part."""
+        survivors = self.value.numel()
+        return 2 * tokens * (survivors + sum(t.numel() for t in self.low_rank or ()))
 
     def extra_repr(self) -> str:
         rank = 0 if self.right is None else len(self.right)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewer.core import Change
-from fewer.models.stored import stored_dtype
+from fewer.models import stored_dtype
 
 from .engine import Plan, Progress, divide, plan, run, undoing
 from .steps import Recipe, recipe

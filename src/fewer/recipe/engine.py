@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fewer.calibrate import Stats, watching
 from fewer.core import Budget, Change, Site
-from fewer.models import sites
+from fewer.models import SparseLinear, sites
 from fewer.select import joint_counts
 
 from .steps import Recipe, Step
@@ -53,6 +53,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
             raise ValueError(f"{step.method.name}: only the axis 'weights' acts on a stored model so far")
         found = tuple(sites(model, step.where))
         for site in found:
+            if isinstance(site.module, SparseLinear):
+                raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
             try:
                 step.budget.check(*site.shape)
             except ValueError as wrong:

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewer.core import Change
-from fewer.models import SparseLinear, open_model, restore, sites, swap
+from fewer.models import SparseLinear, open_model, restore, sites, stored_dtype, swap
 from fewer.models.hub import describe
-from fewer.models.stored import stored_dtype
 
 from .act import Applied
 from .pack import packed
@@ -44,7 +43,7 @@ def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = F
         told = describe(model)
     write_rest(store, model, applied.steps, applied.changes, told, source_of(model))
     if (ids := probe_ids(model)) is not None:
-        write_probe(store, ids, Walk(model, ids).answer(1))
+        write_probe(store, ids, Walk(model, ids).answer())
     applied.out = store.finish()
     return applied.out
 
@@ -60,7 +59,7 @@ def load(path: str | Path, verify: bool = True, device: str = "cpu") -> nn.Modul
     model, _ = open_model(str(where), device=device)
     if verify and (file := where / "probe.safetensors").is_file():
         probe = load_file(file, device=device)
-        _compare(probe["answer"], Walk(model, probe["ids"]).answer(1)[:, -PROBE_KEPT:], where)
+        _compare(probe["answer"], Walk(model, probe["ids"]).answer()[:, -PROBE_KEPT:], where)
     return model
 
 

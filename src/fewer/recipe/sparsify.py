@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from fewer.core import Change, budget
 from fewer.layout import find_layout
-from fewer.models import blocks, materialise, open_lazily, release
+from fewer.models import blocks, materialise, open_lazily, release, stored_dtype
 from fewer.models.hub import describe
-from fewer.models.stored import stored_dtype
 
 from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
@@ -83,7 +82,7 @@ class _Job:
         for number in range(len(self.names)):
             with walk.on(number):
                 walk.advance(number)
-        write_probe(self.store, ids, walk.answer(1))
+        write_probe(self.store, ids, walk.answer())
 
     def _budgets(self, walk: Any, progress: Progress | None) -> None:
         """Divide budgets over the model once; a resumed run reads what was divided."""

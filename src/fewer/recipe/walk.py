@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,11 @@ class Walk:
         self.blocks = [name for name, _ in self._pairs]
         self._modules = [module for _, module in self._pairs]
         self._batches: list[Batch] = [] if data is None else list(data.split(batch))
-        self._boxed = False
         self.rewind()
 
     def rewind(self) -> None:
         """Back to the first block."""
-        self._heard: list[Tensor | None] = [None] * len(self._batches)
+        self._heard: list[Any] = [None] * len(self._batches)
 
     def with_rest(self, sites: Sequence[Site]) -> "Walk":
         """Add the last stop if a site lies outside the blocks."""
@@ -75,24 +75,16 @@ class Walk:
         if number < len(self._pairs):
             self._heard = [self._run(number, i) for i in range(len(self._batches))]
 
-    def answer(self, rows: int) -> Tensor:
-        """The model's output for the first rows of the data: from what its last block said, if it has been walked."""
-        batch, heard = self._batches[0][:rows], self._heard[0]  # type: ignore[index]
-        if not self._pairs or heard is None:
-            with torch.no_grad():
-                return _logits(call(self.model, batch))
-        return _logits(finish(self.model, self._modules, batch, heard[:rows], self._boxed))
+    def answer(self) -> Tensor:
+        """The model's output for the first batch: from what its last block said, if it has been walked."""
+        return _logits(self._run(len(self._pairs), 0))
 
     @torch.no_grad()
-    def _run(self, number: int, i: int) -> Tensor:
+    def _run(self, number: int, i: int) -> Any:
+        batch, heard = self._batches[i], self._heard[i]
         if number < len(self._pairs):
-            said, self._boxed = feed(
-                self.model, self._modules, number, self._batches[i], self._heard[i], boxed=self._boxed
-            )
-            return said
-        if self._pairs and (heard := self._heard[i]) is not None:
-            return _logits(finish(self.model, self._modules, self._batches[i], heard, self._boxed))
-        return _logits(call(self.model, self._batches[i]))
+            return feed(self.model, self._modules, number, batch, heard)
+        return call(self.model, batch) if heard is None else finish(self.model, self._modules, batch, heard)
 
     def _need_data(self) -> None:
         if not self._batches:
