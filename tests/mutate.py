@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import sys
 import time
@@ -30,11 +31,25 @@ for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
 
 HERE = pathlib.Path(__file__).parent
 SOURCE = HERE.parent / "src" / "fewer"
-# What is run for a mutant, in this order, by room; `{name}` is the file's stem.
+# What is run for a mutant, in this order, by the longest beginning of its file; `{name}` is the file's stem.
 TESTS = {
-    "core": ["test_core*.py", "test_select.py", "test_steps.py", "test_methods.py -k weights"],
-    "select": ["test_select.py", "test_select_*.py"],
-    "layout": ["test_layout.py", "test_layout_*.py"],
+    "core": ["test_core.py"],
+    "select": ["test_select.py -k {name}", "test_select*.py"],
+    "select/_select": [
+        "test_select.py -k 'not gpu and not thousands and not balanced and not top_p and not reference'"
+    ],
+    "select/allocate": ["test_select.py test_select_allocate.py -k allocate"],
+    "select/balance": ["test_select.py -k balance"],
+    "select/gradient": ["test_select.py test_select_soft.py -k 'gradient. or straight or jump or pseudo or gradient]'"],
+    "select/joint": ["test_select.py -k 'joint or together'"],
+    "select/rules": ["test_select.py -k 'rules or top_p or threshold or mutual'"],
+    "select/sample": ["test_select.py test_select_soft.py -k 'sample or inclusion or gumbel or seed or drawn'"],
+    "select/schedule": ["test_select.py test_select_allocate.py -k 'schedule or curves'"],
+    "select/soft": ["test_select_soft.py -k 'max or sparse or alpha or halves or large or exact'"],
+    "select/spec": ["test_select.py -k spec"],
+    "layout": ["test_layout*.py -k {name}", "test_layout*.py -k 'not {name} and not converts'"],
+    "layout/_": ["test_layout*.py -k 'documented or bytes or bit'", "test_layout*.py"],
+    "layout/_choose": ["test_layout.py -k 'smallest or converts'"],
     "weights": ["test_weights.py -k {name}", "test_methods.py -k weights/{name}-", "test_weights.py"],
     "weights/_": ["test_weights.py", "test_methods.py -k weights"],  # files of the axis itself
 }
@@ -166,11 +181,12 @@ def walk(parent: ast.AST, statement: ast.AST | None, where: str) -> Iterator[tup
 
 def tests_of(file: str) -> list[list[str]]:
     """Arguments of pytest, run after run."""
-    room, _, name = file.removesuffix(".py").partition("/")
+    path = file.removesuffix(".py")
     runs = []
-    for line in TESTS["weights/_" if room == "weights" and name.startswith("_") else room]:
-        pattern, *options = line.format(name=name).split(" ")
-        if found := sorted(str(p) for p in HERE.glob(pattern)):
+    for line in TESTS[max((start for start in TESTS if path.startswith(start)), key=len)]:
+        words = shlex.split(line.format(name=path.rpartition("/")[2]))
+        options = words[words.index("-k") :] if "-k" in words else []
+        if found := sorted({str(p) for word in words[: len(words) - len(options)] for p in HERE.glob(word)}):
             runs.append([*found, *options])
     return runs
 
@@ -189,7 +205,11 @@ def child(path: pathlib.Path, text: str | None) -> int:
         loader.get_data = lambda self, name: text.encode() if name == target else get_data(self, name)
         loader.path_stats = stats
     import pytest
+    from hypothesis import Phase, settings
 
+    # the first example that fails is enough: nobody reads a smaller one
+    settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+    settings.load_profile("mutants")
     for run in tests_of(str(path.relative_to(SOURCE))):
         if (code := pytest.main([*QUIETLY, *run])) not in (0, 5):  # 5: no test has that name
             return int(code)
@@ -263,6 +283,7 @@ def main() -> int:
     ask.add_argument("--only", default="core,select,layout,weights", help="rooms or files: select,weights/dsnot")
     ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     ask.add_argument("--budget-minutes", type=float, default=1e6)
+    ask.add_argument("--again", action="store_true", help="only those that survived the last time, as `--out` has it")
     ask.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     ask.add_argument("--out", type=pathlib.Path, default=HERE.parent / "build" / "mutants.json")
     asked = ask.parse_args()
@@ -276,11 +297,18 @@ def main() -> int:
     equal = [(e["file"], e["where"], e["before"], e["after"]) for e in known]
     todo = [(m, text) for m, text in found if m.key not in equal]
     random.Random(0).shuffle(todo)
+    if asked.again:
+        last = {(m["file"], m["where"], m["before"], m["after"]) for m in survivors(asked.out)}
+        todo = [(m, text) for m, text in todo if m.key in last]
     for name in WARM:
         importlib.import_module(name)
     sys.path[:0] = [str(SOURCE.parent), str(HERE)]
     ends = run(todo, asked.jobs, asked.budget_minutes)
     return report(ends, len(found), len(found) - len(todo), asked.out)
+
+
+def survivors(out: pathlib.Path) -> list[dict]:
+    return [m for m in json.loads(out.read_text()) if m["end"] == "survived"]
 
 
 def report(ends: dict[Mutant, str], found: int, equal: int, out: pathlib.Path) -> int:
