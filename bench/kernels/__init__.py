@@ -1,1 +1,6 @@
 """Benchmarks of the kernels: `python -m bench.kernels.cpu`, `python -m bench.kernels.gpu`, then `.fit`."""
+
+import os
+
+# numba and torch bring an OpenMP each; threads of one that spin while the other works cost milliseconds
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

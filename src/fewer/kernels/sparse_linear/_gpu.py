@@ -38,7 +38,7 @@ def _add(acc, w, x, group, inside, groups, j, M: tl.constexpr, cols, B: tl.const
         return tl.dot(w.to(xj.dtype), xj, acc, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def bitmask(
     x, value, mask, start, bias, out, rows, cols, groups, batch, span,
     ROWS: tl.constexpr, LANES: tl.constexpr, B: tl.constexpr, BIAS: tl.constexpr,
@@ -74,7 +74,7 @@ def bitmask(
     _finish(acc, bias, out, row, rows, batch, B, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def nm(
     x, value, place, bias, out, rows, cols, groups, place_bytes, batch, span,
     N: tl.constexpr, M: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr,
@@ -112,7 +112,7 @@ def nm(
     _finish(acc, bias, out, row, rows, batch, B, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def gathered(
     x, value, column, start, bias, out, rows, batch,
     H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, SHARES: tl.constexpr,

@@ -21,9 +21,9 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple]:
         x, bias = random(*batch, cols), random(rows)
         for w in weights(random(rows, cols), make):
             yield x.to(device), w.to(device), bias.to(device) if rows % 2 else None
-    x, w = random(1, 40), random(8, 40)
+    x, nothing = random(1, 40), random(8, 40)
     for empty in (Csr, Bitmask, Tiles):
-        yield x.to(device), empty.pack(w, torch.zeros_like(w, dtype=torch.bool)).to(device), None
+        yield x.to(device), empty.pack(nothing, torch.zeros_like(nothing, dtype=torch.bool)).to(device), None
 
 
 def weights(w: Tensor, make: torch.Generator) -> Iterator[Layout]:

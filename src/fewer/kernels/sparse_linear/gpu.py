@@ -1,5 +1,6 @@
 """sparse_linear with Triton: up to 16 tokens, bound by memory; beyond, and for other layouts, dense."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,4 +93,10 @@ def _gathered(x, w: Tiles | Bsr | Csr, bias, out, launch, given):
     )  # fmt: skip
 
 
-_RUN = {Bitmask: _bitmask, Nm: _nm, Tiles: _gathered, Bsr: _gathered, Csr: _gathered}
+_RUN: dict[type[Layout], Callable[..., None]] = {
+    Bitmask: _bitmask,
+    Nm: _nm,
+    Tiles: _gathered,
+    Bsr: _gathered,
+    Csr: _gathered,
+}

@@ -1,0 +1,284 @@
+"""Check and time every Triton kernel on this GPU, in one go of a few minutes: `python -m bench.kernels.gpu`.
+
+`--tiny` does the same on a CPU in Triton's interpreter (TRITON_INTERPRET=1), to see that it runs. Results go to the folder
+that the environment variable OUT names, else beside this file.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import sys
+import time
+from functools import partial
+
+if "--tiny" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch.nn import functional as F
+
+import fewer.kernels as kernels
+from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
+
+from . import _device as device
+from ._measure import copies
+
+DEVICE = "cuda" if device.CUDA else "cpu"
+SMALL = torch.bfloat16 if device.CUDA else torch.float16  # the interpreter has no bfloat16 to be trusted
+BATCHES = (1, 4, 16)
+
+
+class Run:
+    """What has been found so far; written after each part, so that a later failure loses nothing."""
+
+    def __init__(self, limit: float):
+        self.begin, self.limit, self.bandwidth = time.time(), limit, device.copy_bandwidth()
+        self.found: dict = {"machine": device.machine(self.bandwidth), "checks": [], "results": [], "failed": {}}
+        self.found["skipped"] = []
+
+    def part(self, name: str, do, *args) -> None:
+        if time.time() - self.begin > self.limit:
+            self.found["skipped"].append(name)
+            return
+        try:
+            do(self, *args)
+        except Exception as why:
+            self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:400]}"
+        if device.CUDA:
+            torch.cuda.empty_cache()
+        print(f"[{time.time() - self.begin:4.0f} s] {name}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ("gpu.json" if device.CUDA else "gpu-tiny.json")).write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def time(self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int = 20) -> None:
+        failed: dict[str, str] = {}
+        for name, t in device.interleaved(calls, replays, failed).items():
+            bound = (
+                {"of_bound": size[name] / self.bandwidth / t["seconds"], "bytes": size[name]} if name in size else {}
+            )
+            self.found["results"].append(what | {"name": name} | t | bound)
+        label = " ".join(str(v) for v in what.values())
+        self.found["failed"] |= {f"{label} {name}": why for name, why in failed.items()}
+
+
+def check(run: Run, op: str, dtype: torch.dtype) -> None:
+    """The cases of the tests, compiled: within twice the reference's own rounding, or equal if not real numbers."""
+    cases, bad, count = importlib.import_module(f"fewer.kernels.{op}.cases").cases, [], 0
+    for args in cases(dtype, DEVICE):
+        count += 1
+        label = ", ".join(f"{type(a).__name__} {list(getattr(a, 'shape', []))}" for a in args)
+        try:
+            truth = kernels.load(op, "ref")(*map(in_double, args))
+            ref, out = kernels.load(op, "ref")(*args).cpu(), kernels.load(op, "gpu")(*args).cpu()
+        except Exception as why:
+            bad.append(f"{label}: {type(why).__name__}: {str(why)[:300]}")
+            continue
+        if not out.is_floating_point():
+            fine = torch.equal(out, truth)
+        else:
+            allowed = 2 * (ref.double() - truth).abs().max() + torch.finfo(dtype).eps * truth.abs().max()
+            fine = bool((out.double() - truth).abs().max() <= allowed)
+        bad += [] if fine else [f"{label}: not equal to the reference"]
+    run.found["checks"].append({"op": op, "dtype": str(dtype), "cases": count, "bad": bad})
+
+
+def in_double(a):
+    if isinstance(a, torch.Tensor):
+        return a.cpu().double() if a.is_floating_point() else a.cpu()
+    return dataclasses.replace(a, **{k: in_double(v) for k, v in vars(a).items()}) if dataclasses.is_dataclass(a) else a
+
+
+def packed(rows: int, cols: int, density: float) -> dict[str, Layout]:
+    """A random weight in each layout that a kernel reads."""
+    make = torch.Generator(DEVICE).manual_seed(1)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.rand(*size, generator=make, device=DEVICE)
+
+    w = torch.randn(rows, cols, generator=make, device=DEVICE).to(SMALL)
+    keep, tall = random(rows, cols) < density, (random(rows // 16, cols) < density).repeat_interleave(16, 0)
+    square = (random(rows // 16, cols // 16) < density).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    out: dict[str, Layout] = {"bitmask": Bitmask.pack(w, keep), "tiles": Tiles.pack(w, tall, height=16)}
+    out |= {"csr": Csr.pack(w, keep), "bsr": Bsr.pack(w, square, unit=(16, 16))}
+    if density == 0.5:
+        pattern = random(rows, cols // 4, 4).argsort(-1).argsort(-1) < 2
+        out["nm"] = Nm.pack(w, pattern.reshape(rows, cols), m=4)
+    return {name: dataclasses.replace(v, value=v.value.contiguous()) for name, v in out.items()}
+
+
+def large(run: Run, rows: int, cols: int) -> None:
+    """At full size, against float64 on the device, by the norm of the difference."""
+    bad = []
+    for name, w in packed(rows, cols, 0.5).items():
+        for batch in BATCHES:
+            x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+            try:
+                truth = x.double() @ w.dense().double().T
+                error = (kernels.load("sparse_linear", "gpu")(x, w).double() - truth).norm() / truth.norm()
+                bad += [] if error < 5e-3 else [f"{name} batch {batch}: relative error {error:.1e}"]
+            except Exception as why:
+                bad.append(f"{name} batch {batch}: {type(why).__name__}: {str(why)[:300]}")
+    run.found["checks"].append({"op": f"sparse_linear {rows}x{cols}", "dtype": str(SMALL), "cases": 15, "bad": bad})
+
+
+def rotated(w, least: int = 2) -> list:
+    """As many copies as overflow the cache."""
+    if not device.CUDA:
+        return [w]
+    size = w.bytes if isinstance(w, Layout) else w.numel() * w.element_size()
+    return copies(w, max(least, min(12, -(-device.bytes_to_rotate() // max(size, 1)))))
+
+
+def dense(run: Run, rows: int, cols: int) -> None:
+    """cuBLAS, and torch's own 2:4."""
+    w = torch.randn(rows, cols, device=DEVICE).to(SMALL)
+    masked = packed(rows, cols, 0.5)["nm"].dense() if device.CUDA else w
+    for batch in BATCHES:
+        x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+        calls = {"torch dense": [partial(F.linear, x, c) for c in rotated(w)]}
+        if device.CUDA:
+            try:
+                semi = [torch.sparse.to_sparse_semi_structured(masked.clone()) for _ in range(4)]
+                calls["torch semi-structured"] = [partial(F.linear, x, c) for c in semi]
+            except Exception as why:
+                run.found["failed"][f"semi-structured {rows}x{cols}"] = str(why)[:300]
+        what = dict(op="sparse_linear", rows=rows, cols=cols, density=1.0, batch=batch, stored=str(SMALL)[6:])
+        run.time(what, calls, {"torch dense": w.numel() * 2, "torch semi-structured": w.numel() * 9 // 8})
+
+
+def sparse(run: Run, rows: int, cols: int, density: float) -> None:
+    """Every layout, with the launch of the table; and what unpacking takes."""
+    ours, layouts = kernels.load("sparse_linear", "gpu"), packed(rows, cols, density)
+    same = {name: rotated(w) for name, w in layouts.items()}
+    what = dict(op="sparse_linear", rows=rows, cols=cols, density=density)
+    for batch in BATCHES:
+        x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+        calls = {name: [partial(ours, x, w) for w in ws] for name, ws in same.items()}
+        run.time(what | {"batch": batch, "stored": str(SMALL)[6:]}, calls, {n: w.bytes for n, w in layouts.items()})
+    calls = {name: [w.dense for w in ws] for name, ws in same.items()}
+    run.time(what | {"op": "unpack", "batch": 0}, calls, {}, replays=5)
+
+
+def tune(run: Run, rows: int, cols: int, name: str, batch: int, tiny: bool) -> None:
+    """Other ways to cut the work, for the table in `sparse_linear/gpu.py`."""
+    gpu = importlib.import_module("fewer.kernels.sparse_linear.gpu")
+    own = {  # rows, lanes, warps, shares
+        ("bitmask", 1): ((1, 64, 1), (2, 64, 1), (4, 64, 1), (2, 128, 2), (4, 128, 4), (1, 128, 1), (2, 64, 1, 2)),
+        ("nm", 1): ((1, 256, 1), (2, 128, 1), (4, 256, 4), (8, 128, 4), (2, 512, 4), (1, 512, 2), (4, 128, 2)),
+        ("tiles", 1): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 2, 4), (0, 256, 4, 4), (0, 256, 8, 2), (0, 128, 2, 8)),
+        ("bsr", 1): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 128, 4, 4), (0, 256, 4, 2)),
+        ("csr", 1): ((0, 256, 1), (0, 512, 2), (0, 1024, 4), (0, 256, 2), (0, 1024, 2)),
+        ("bitmask", 16): ((16, 64, 4, 1), (16, 64, 4, 4), (16, 128, 4, 4), (32, 64, 4, 4), (16, 64, 2, 8)),
+        ("nm", 16): ((16, 64, 4, 1), (16, 64, 4, 4), (16, 128, 4, 4), (32, 64, 4, 4), (16, 128, 8, 2)),
+        ("tiles", 16): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 2, 4), (0, 256, 4, 2), (0, 128, 4, 4)),
+        ("bsr", 16): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 4, 4), (0, 256, 4, 2)),
+    }[name, batch]
+    same = rotated(packed(rows, cols, 0.5)[name])
+    x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+    cuts = [gpu.Launch(*c) for c in own[: 2 if tiny else None]]
+    calls = {str(c): [partial(gpu.sparse_linear, x, w, None, c) for w in same] for c in cuts}
+    size = {str(c): same[0].bytes for c in cuts}
+    run.time(dict(op="tune", rows=rows, cols=cols, layout=name, batch=batch), calls, size, replays=12)
+
+
+def top_k(run: Run, rows: int, cols: int, k: int) -> None:
+    """Equal to the reference, and beside torch's own ways to the same mask."""
+
+    def by_topk(s: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(s, dtype=torch.bool).scatter_(-1, s.topk(k, sorted=False).indices, True)
+
+    def by_sort(s: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(s, dtype=torch.bool).scatter_(-1, s.argsort(-1, descending=True)[..., :k], True)
+
+    score = torch.randn(rows, cols, device=DEVICE)
+    ours = partial(kernels.load("top_k", "gpu"), score, k)
+    label = f"top_k [{rows}, {cols}] {k}"
+    try:
+        some = slice(0, min(rows, max(1, (1 << 27) // cols)))
+        bad = [] if torch.equal(ours()[some], kernels.load("top_k", "ref")(score[some], k)) else ["not the reference"]
+    except Exception as why:
+        bad = [f"{type(why).__name__}: {str(why)[:300]}"]
+    run.found["checks"].append({"op": label, "dtype": "torch.float32", "cases": 1, "bad": bad})
+    calls = {"ours": [ours], "torch topk": [partial(by_topk, score)], "torch sort": [partial(by_sort, score)]}
+    run.time(dict(op="top_k", rows=rows, cols=cols, k=k), calls, dict.fromkeys(calls, score.numel() * 5), replays=7)
+
+
+def launch(run: Run) -> None:
+    """What a call takes when there is nothing to do."""
+    ours = kernels.load("sparse_linear", "gpu")
+    x = torch.randn(1, 64, device=DEVICE).to(SMALL)
+    run.time(
+        {"op": "launch"},
+        {name: [partial(ours, x, w)] * (20 if device.CUDA else 1) for name, w in packed(64, 64, 0.5).items()},
+        {},
+    )
+
+
+def report(run: Run) -> None:
+    """A compact table, last."""
+    found, torchs = run.found, {}
+    print(json.dumps(found["machine"]))
+    for c in found["checks"]:
+        state = "ok" if not c["bad"] else f"{len(c['bad'])} BAD: {c['bad'][:2]}"
+        print(f"check {c['op']} {c['dtype'][6:]}: {c['cases']} cases {state}"[:700])
+    for r in found["results"]:
+        if r["name"] in ("torch dense", "torch topk"):
+            torchs[r["op"], r["rows"], r["cols"], r.get("batch")] = r["seconds"]
+    best: dict[tuple, dict] = {}
+    for r in found["results"]:
+        if r["op"] == "tune":
+            key = (r["layout"], r["batch"], r["rows"])
+            best[key] = min(best.get(key, r), r, key=lambda q: q["seconds"])
+    for (layout, batch, rows), r in best.items():
+        print(
+            f"tune {layout:8} batch {batch:2} rows {rows:5} {r['seconds'] * 1e6:7.1f} us {r['of_bound']:4.0%} {r['name']}"
+        )
+    for r in found["results"]:
+        if r["op"] in ("sparse_linear", "top_k"):
+            times = torchs.get((r["op"], r["rows"], r["cols"], r.get("batch")), float("nan")) / r["seconds"]
+            what = f"d{r['density']:.1f} b{r['batch']:<2}" if "density" in r else f"k{r['k']}"
+            micro = f"{r['seconds'] * 1e6:9.1f} us ({r['q25'] * 1e6:.1f}-{r['q75'] * 1e6:.1f})"
+            print(f"{r['rows']}x{r['cols']} {what} {r['name']:22} {micro} x{times:.2f} {r.get('of_bound', 0):4.0%}")
+    for name, why in found["failed"].items():
+        print(f"FAILED {name}: {why}"[:300])
+    print(json.dumps({"seconds": round(time.time() - run.begin), "skipped": found["skipped"]}))
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__)
+    parse.add_argument("--tiny", action="store_true", help="small shapes in the interpreter: does it run?")
+    parse.add_argument("--limit", type=float, default=430, help="seconds after which no further part is begun")
+    args = parse.parse_args()
+    shapes = [(32, 64), (16, 128)] if args.tiny else [(14336, 4096), (4096, 14336)]
+    run = Run(args.limit)
+    with torch.no_grad():
+        for op in kernels.operations():
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)[: None if device.CUDA else 2]:
+                if "gpu" in kernels.backends(op):
+                    run.part(f"check {op} {dtype}", check, op, dtype)
+        run.part("check at full size", large, *shapes[0])
+        run.part("launch", launch)
+        for shape in shapes:
+            run.part(f"dense {shape}", dense, *shape)
+            for density in (0.5, 0.3, 0.1):
+                run.part(f"sparse {shape} {density}", sparse, *shape, density)
+        for rows, cols, k in [(64, 256, 8), (1, 5000, 50)] if args.tiny else [
+            (4096, 65536, 64), (1, 58720256, 29360128), (14336, 4096, 2048)]:  # fmt: skip
+            if "gpu" in kernels.backends("top_k"):
+                run.part(f"top_k [{rows}, {cols}]", top_k, rows, cols, k)
+        for batch in (1, 16):
+            for name in ("bitmask", "nm", "tiles", "csr", "bsr"):
+                for shape in shapes if (name, batch) != ("csr", 16) else ():
+                    run.part(f"tune {name} {batch} {shape}", tune, *shape, name, batch, args.tiny)
+    report(run)
+
+
+if __name__ == "__main__":
+    main()
