@@ -11,6 +11,7 @@ Importing this loads neither torch nor transformers; using it does.
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -30,7 +31,7 @@ _FACE = {
 __all__ = [*_FACE, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _FACE:
         return getattr(importlib.import_module(f"fewer.{_FACE[name]}"), name)
     raise AttributeError(f"module 'fewer' has no attribute {name!r}; it has: {', '.join(__all__)}")

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 Scope = Literal["row", "column", "tensor", "layer", "model"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -52,7 +52,9 @@ class Budget:
         """Refuse a matrix that this budget cannot be met on, and say what could be met."""
         h, w = self.unit
         if rows % h or cols % w:
-            raise ValueError(f"budget '{self}': {rows}x{cols} does not divide into units of {h}x{w}; {_units(rows, cols)}")
+            raise ValueError(
+                f"budget '{self}': {rows}x{cols} does not divide into units of {h}x{w}; {_units(rows, cols)}"
+            )
         if self.group and (cols // w) % self.group:
             raise ValueError(
                 f"budget '{self}': rows of {cols // w} do not divide into groups of {self.group}; "
@@ -90,7 +92,7 @@ def budget(text: "str | Budget") -> Budget:
     unit = (int(g["h"]), int(g["w"])) if g["h"] else (1, 1)
     if not all(unit):
         raise ValueError(f"a unit has at least one row and one column: {text!r}")
-    return Budget(keep, int(g["m"] or 0), unit, g["scope"] or "row")
+    return Budget(keep, int(g["m"] or 0), unit, cast(Scope, g["scope"] or "row"))
 
 
 def _decimal(x: Fraction) -> str:

@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, dataclass_transform
 
 from .paper import Paper
 
@@ -38,13 +39,14 @@ class Method(ABC):
     needs: ClassVar[tuple[type, ...]] = ()  # the statistics it asks for
 
 
-M = TypeVar("M", bound=type[Method])
+M = TypeVar("M", bound=Method)
 
 
-def method(paper: Paper):
+@dataclass_transform(frozen_default=True)
+def method(paper: Paper) -> Callable[[type[M]], type[M]]:
     """Make the class a method: frozen, comparable, printable, named after its file, tied to its paper."""
 
-    def wrap(cls: M) -> M:
+    def wrap(cls: type[M]) -> type[M]:
         package, _, file = cls.__module__.rpartition(".")
         if not cls.__doc__:
             raise TypeError(f"{cls.__name__}: say the rule in the docstring's first line")

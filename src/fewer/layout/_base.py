@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -20,7 +20,12 @@ class Layout(ABC):
     """
 
     name: ClassVar[str]
-    shape: tuple[int, ...]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # `@layout` makes every leaf a dataclass
+
+    if TYPE_CHECKING:  # a field of most leaves, computed by the others
+
+        @property
+        def shape(self) -> tuple[int, ...]: ...
 
     @classmethod
     @abstractmethod
