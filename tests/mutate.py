@@ -50,8 +50,8 @@ TESTS = {
     "layout": ["test_layout*.py -k {name}", "test_layout*.py -k 'not {name} and not converts'"],
     "layout/_": ["test_layout*.py -k 'documented or bytes or bit'", "test_layout*.py"],
     "layout/_choose": ["test_layout.py -k 'smallest or converts'"],
-    "weights": ["test_weights.py -k {name}", "test_methods.py -k weights/{name}-", "test_weights.py"],
-    "weights/_": ["test_weights.py", "test_methods.py -k weights"],  # files of the axis itself
+    "weights": ["test_weights.py -k {name}", "test_methods.py -k weights/{name}-", "test_weights*.py"],
+    "weights/_": ["test_weights*.py", "test_methods.py -k weights"],  # files of the axis itself
 }
 WARM = (
     "torch",
