@@ -11,9 +11,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fewer.core import Budget, find
 from fewer.core import axes as all_axes
 from fewer.core import budget as read_budget
-from fewer.core import find
 from fewer.core import methods as names
 from fewer.data import corpus, windows
 from fewer.models import open_lazily, sites
@@ -77,9 +77,12 @@ def frontier(
     """
     first, axis = _asked(axes, methods, budgets, where)
     bench = Bench.at(model, where, data, jobs, ray, device, progress, found)
+    tight = [b for b in budgets or BUDGETS if _at_most_half(read_budget(b))] if methods is None else []
+    bench.later = len(_additions(axis, "random", tight, where))
     points = bench.points(first)
-    if methods is None:
-        points += bench.points(_additions(axis, points, budgets or BUDGETS, where))
+    bench.later = 0
+    if tight and (best := _best_choice(axis, points)):
+        points += bench.points(_additions(axis, best, tight, where))
     if all(p.error for p in points):
         raise RuntimeError(f"every job failed; the first said: {points[0].error}")
     if out is not None:
@@ -98,6 +101,7 @@ class Bench:
     found: Callable[[Point], None] | None = None
     done: int = 0
     total: int = 0
+    later: int = 0  # how many more will be asked for
 
     @classmethod
     def at(
@@ -146,7 +150,7 @@ class Bench:
         if self.found:
             self.found(point)
         if self.progress:
-            self.progress(point.step, self.done, self.total)
+            self.progress(point.step, self.done, self.total + self.later)
         return point
 
 
@@ -187,21 +191,27 @@ def _at(method: str, budgets: Sequence[str], where: str) -> list[Step]:
     return steps
 
 
-def _additions(axis: str, points: Sequence[Point], budgets: Sequence[str], where: str) -> list[Step]:
-    """Every corrector, and every allocator, on the best of the methods that only choose what stays; where at most half may."""
+def _best_choice(axis: str, points: Sequence[Point]) -> str | None:
+    """Of the methods that only choose what stays, the one with the lowest perplexity where least is kept."""
     plain = {n for n in names(axis) if kind(find(n)) == "Pruner" and _only_chooses(n)}
-    there = [p for p in points if p.perplexity and not p.control and f"{axis}/{p.method}" in plain]
-    tight = [b for b in budgets if any(p.budget == str(read_budget(b)) and (p.kept or 1) <= 0.55 for p in there)]
-    if not tight:
-        return []
-    hard = min((p for p in there), key=lambda p: p.kept or 1).budget
-    best = min((p for p in there if p.budget == hard), key=lambda p: p.perplexity.value).method  # type: ignore[union-attr]
+    there = [p for p in points if p.perplexity and p.kept and not p.control and f"{axis}/{p.method}" in plain]
+    return min(there, key=lambda p: (p.kept, p.perplexity and p.perplexity.value)).method if there else None
+
+
+def _at_most_half(amount: Budget) -> bool:
+    return (amount.keep / amount.group if amount.group else amount.keep) <= 0.5 or (
+        isinstance(amount.keep, int) and not amount.group
+    )
+
+
+def _additions(axis: str, best: str, budgets: Sequence[str], where: str) -> list[Step]:
+    """Every corrector and every allocator on top of one method, at the budgets they can be given."""
     joins = {"Corrector": "+", "Allocator": "by"}
     adds = [(joins[kind(find(n))], n.partition("/")[2]) for n in names(axis) if kind(find(n)) in joins]
     steps: list[Step] = []
     for sign, name in sorted(adds):
         try:
-            steps += _at(f"{axis}/{best} {sign} {name}", tight, where)
+            steps += _at(f"{axis}/{best} {sign} {name}", budgets, where)
         except ValueError:  # an allocator, and no budget to divide
             continue
     return steps

@@ -1,5 +1,6 @@
 """Jobs side by side: in this process, in processes of one thread each, or on a Ray cluster. One that fails is an outcome, not the end."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -26,22 +27,16 @@ def processes(jobs: Sequence[J], work: Callable[[J], R], count: int) -> Iterator
     it, what is left is done again one at a time, so that only the guilty job fails. Leaving early, by Ctrl-C too, ends the processes.
     """
     left = dict(enumerate(jobs))
-    before = set(multiprocessing.active_children())
-    try:
-        with _pool(min(count, len(jobs))) as pool:
-            numbers = {pool.submit(work, job): i for i, job in left.items()}
-            for future in as_completed(numbers):
-                if not isinstance(future.exception(), BrokenProcessPool):
-                    yield left.pop(numbers[future]), _outcome(future.result)
-        for job in left.values():
-            with _pool(1) as pool:
-                outcome = _outcome(pool.submit(work, job).result)
-            killed = isinstance(outcome, BrokenProcessPool)
-            yield job, MemoryError("its process was killed; perhaps memory ran out") if killed else outcome
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - before:
-            child.kill()
-        raise
+    with _pool(min(count, len(jobs))) as pool:
+        numbers = {pool.submit(work, job): i for i, job in left.items()}
+        for future in as_completed(numbers):
+            if not isinstance(future.exception(), BrokenProcessPool):
+                yield left.pop(numbers[future]), _outcome(future.result)
+    for job in left.values():
+        with _pool(1) as pool:
+            outcome = _outcome(pool.submit(work, job).result)
+        killed = isinstance(outcome, BrokenProcessPool)
+        yield job, MemoryError("its process was killed; perhaps memory ran out") if killed else outcome
 
 
 def cluster(jobs: Sequence[J], work: Callable[[J], R]) -> Iterator[tuple[J, R | Exception]]:
@@ -53,7 +48,7 @@ def cluster(jobs: Sequence[J], work: Callable[[J], R]) -> Iterator[tuple[J, R | 
     ours = not ray.is_initialized()
     if ours:
         ray.init(**({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}), log_to_driver=False)
-    remote = ray.remote(num_cpus=1)(work)
+    remote = ray.remote(num_cpus=1)(lambda job: work(job))  # Ray takes functions only, not all that can be called
     waiting = {remote.remote(job): job for job in jobs}
     try:
         while waiting:
@@ -73,8 +68,17 @@ def _outcome(work: Callable[[], R]) -> R | Exception:
         return error
 
 
-def _pool(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _settle)
+@contextlib.contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block, at once if it is left by an exception."""
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _settle) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()
+            raise
 
 
 def _settle() -> None:

@@ -31,15 +31,17 @@ def front(rows: Sequence[Row], cost: str = "bits", quality: str = "perplexity") 
 
 
 def best(rows: Sequence[Row], budget: str, quality: str = "perplexity") -> Row | None:
-    """The best method at a budget, controls apart."""
-    there = [row for row in measured(rows, quality) if row["budget"] == budget and not row.get("control")]
-    return min(there, key=lambda row: row[quality], default=None)
+    """The best method at a budget, controls apart; those that store 5 % more than the smallest are no equals."""
+    there = [row for row in measured(rows, quality) if row["budget"] == budget]
+    least = min((row["bits"] for row in there), default=0)
+    equals = [row for row in there if row["bits"] <= 1.05 * least and not row.get("control")]
+    return min(equals, key=lambda row: row[quality], default=None)
 
 
 def finding(rows: Sequence[Row]) -> str:
     """The result in one sentence, at the budget nearest to a half that most methods were measured at.
 
-    >>> make = lambda method, budget, p: dict(method=method, budget=budget, kept=0.5, perplexity=p, control=method in "random dense")
+    >>> make = lambda method, budget, p: dict(method=method, budget=budget, kept=0.5, bits=9, perplexity=p, control=method in "random dense")
     >>> finding([make("dense", "", 6.0), make("wanda", "50%", 6.6), make("random", "50%", 600.0)])
     'Keeping 50 %, wanda costs +10 % perplexity, random 100-fold'
     """

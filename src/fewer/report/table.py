@@ -31,7 +31,7 @@ class Column:
         return self.write is str
 
 
-def number(x: float) -> str:
+def number(x: float | int) -> str:
     """Three digits that matter, and no exponent below a million.
 
     >>> number(6.3049), number(0.01234), number(1843.2), number(4.2e7)
@@ -44,7 +44,7 @@ def number(x: float) -> str:
     return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}"
 
 
-def size(n: float) -> str:
+def size(n: float | int) -> str:
     """Bytes in powers of a thousand.
 
     >>> size(2304), size(31_457_280)
@@ -70,6 +70,7 @@ COLUMNS = (
     Column("bytes_after", "bytes", size, "the whole model as stored"),
     Column("flops", "FLOPs", "{:.1%}".format, "useful FLOPs of a forward pass, share of dense"),
     Column("perplexity", "perplexity", number, "exp of the mean loss on unseen text, with its 95 % interval"),
+    Column("ratio", "x dense", number, "perplexity over dense's on the same text, with its paired 95 % interval"),
     Column(
         "kl",
         "KL to dense",
