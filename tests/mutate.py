@@ -165,9 +165,7 @@ def walk(parent: ast.AST, statement: ast.AST | None, where: str) -> Iterator[tup
         if field in skip:
             continue
         for place, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(node, ast.AST) or isinstance(
-                node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom
-            ):
+            if not isinstance(node, ast.AST) or isinstance(node, SILENT) or getattr(node, "arg", None) in EXTRA:
                 continue
             here = (
                 f"{where}.{node.name}".removeprefix("<module>.")

@@ -117,6 +117,12 @@ def test_what_can_be_met_is_let_through(text, rows, cols):
         ),
         ("25% of 2x4", 4, 6, "4x6 does not divide"),
         ("6", 3, 5, "there are only 5 to keep per row; write 5 or less"),
+        (
+            "50% of 3x3",
+            64,
+            192,
+            r"heights that divide: \[1, 2, 4, 8, 16, 32, 64\], widths: \[1, 2, 4, 8, 16, 32, 64\]",
+        ),
         ("4 per column", 3, 5, "there are only 3 to keep per column"),
         ("16 per tensor", 3, 5, "there are only 15 to keep per tensor"),
         ("3 of 2x2", 4, 4, "there are only 2 to keep per row"),
@@ -147,6 +153,12 @@ def test_a_typo_is_answered_with_a_name(name, says):
         find(name)
 
 
+def test_only_axes_have_methods():
+    for name in ("kernels", "weights/wanda", ""):
+        with pytest.raises(LookupError, match="no axis .*there are: weights, activations"):
+            methods(name)
+
+
 def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         "from fewer.core import Paper, method\nfrom fewer.weights import ByScore\n\n"
@@ -156,9 +168,12 @@ def test_another_package_adds_a_method_by_an_entry_point(tmp_path, monkeypatch):
     info = tmp_path / "theirs-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[fewer.methods]\nweights/mine = theirs:Mine\n")
+    (info / "entry_points.txt").write_text(
+        "[another]\nweights/mine = theirs:Other\nweights/other = theirs:Other\n"
+        "[fewer.methods]\nweights/first = theirs:First\nweights/mine = theirs:Mine\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert "weights/mine" in methods("weights")
+    assert methods("weights").count("weights/mine") == 1 and "weights/other" not in methods("weights")
     assert find("weights/mine")().score(torch.tensor([[-2.0]]), None).item() == -2.0
     sys.modules.pop("theirs")
 
@@ -243,4 +258,4 @@ def test_what_a_map_is_given():
 
 def test_a_change_is_a_row():
     row = Change("s", "weights/wanda", "50%", 0.5, 10, 5).as_dict()
-    assert row["site"] == "s" and row["layout"] == "dense" and row["error"] is None
+    assert row["site"] == "s" and row["layout"] == "dense" and row["error"] is None and row["seconds"] == 0
