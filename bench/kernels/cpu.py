@@ -18,7 +18,7 @@ from fewer.layout import Bitmask, Csr, Layout, Nm, Tiles
 from ._measure import cache_bytes, copies, interleaved, machine, read_bandwidth
 
 HERE = pathlib.Path(__file__).parent / "results"
-BATCHES = (1, 4, 16)
+BATCHES = (1, 4, 16, 128)  # the last for the break-even with dense
 DENSITIES = (1.0, 0.5, 0.3, 0.1)
 
 
