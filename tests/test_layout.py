@@ -123,6 +123,20 @@ def test_starts_take_eight_bytes_from_two_to_the_31_on():
     assert Csr.bytes_for((rows, 2**16), kept, 2) == kept * 4 + 8 * (rows + 1)
 
 
+def test_starts_are_int32_until_the_last_one_does_not_fit():
+    from fewer.layout._bits import starts
+
+    for more, dtype in ((0, torch.int32), (1, torch.int64)):
+        begin = starts(torch.tensor([3, 2**31 - 4 + more]))
+        assert begin.dtype is dtype and begin.tolist() == [0, 3, 2**31 - 1 + more]
+
+
+def test_bits_of_nothing_are_bytes_of_no_rows_or_no_columns():
+    for rows, cols in ((0, 56), (0, 57), (5, 0)):
+        mask = Bitmask.pack(torch.zeros(rows, cols), torch.zeros(rows, cols, dtype=torch.bool)).mask
+        assert mask.dtype is torch.uint8 and mask.shape == np.packbits(np.zeros((rows, cols), bool), axis=-1).shape
+
+
 def test_structure_that_is_not_told_is_found():
     keep = torch.zeros(64, 64, dtype=torch.bool)
     keep[16:32, 5] = keep[48:64, 9] = True
@@ -238,6 +252,8 @@ def test_smallest_knows_the_structures():
         (lambda x, k: Tiles.pack(x, k, height=2), "a unit of 2x1 is kept in part"),
         (lambda x, k: Tiles.pack(x, k, height=3), "4x8 does not divide into units of 3x1"),
         (lambda x, k: Bsr.pack(x, k, unit=(4, 4)), "a unit of 4x4 is kept in part"),
+        (lambda x, k: Bsr.pack(x, torch.eye(4, 8) > 0, unit=(2, 2)), "a unit of 2x2 is kept in part"),
+        (lambda x, k: Bsr.pack(x, torch.eye(8)[:4] + torch.eye(8)[4:] > 0, unit=(4, 4)), "a unit of 4x4"),
         (lambda x, k: Bsr.pack(x, k, unit=(4, 5)), "does not divide into units of 4x5"),
         (lambda x, k: Delta.at(torch.tensor([3, 1]), torch.ones(2), (4,)), "ascend"),
         (lambda x, k: Delta.between(x, x.half()), "one dtype"),

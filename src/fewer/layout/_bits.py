@@ -34,7 +34,7 @@ def unpack_bits(packed: UInt8[Tensor, "rows bytes"], n: int) -> Bool[Tensor, "ro
 
 def starts(count: Integer[Tensor, " rows"]) -> Integer[Tensor, " rows1"]:
     """Where each row begins, and where the last ends: int32, or int64 from 2^31 on."""
-    ends = torch.nn.functional.pad(count.cumsum(0, dtype=torch.int64), (1, 0))
+    ends = torch.nn.functional.pad(count.cumsum(0), (1, 0))
     return ends.to(torch.int32 if int(ends[-1]) < 2**31 else torch.int64)
 
 
@@ -79,8 +79,8 @@ def common_unit(keep: Bool[Tensor, "rows cols"], most: int) -> tuple[int, int]:
 def whole_units(keep: Bool[Tensor, "rows cols"], h: int, w: int) -> Bool[Tensor, "rows_h cols_w"]:
     """Which units are kept; `ValueError` unless each is kept whole or not at all."""
     blocks = into_units(keep, h, w)
-    some = blocks.any(-1).any(-1)
-    if not torch.equal(some, blocks.all(-1).all(-1)):
+    some = blocks.any((2, 3))
+    if not torch.equal(some, blocks.all((2, 3))):
         raise ValueError(
             f"a unit of {h}x{w} is kept in part; keep or drop it whole (budget '50% of {h}x{w}'), or store it as Csr"
         )
