@@ -269,7 +269,7 @@ def test_dsnot_drops_only_what_pulls_the_other_way():
 
 
 def test_dsnot_swaps_only_for_the_better_and_beyond_the_threshold():
-    assert by_hand([1.0, 1.0, 2.0], [1.0, -1.0, -1.0], [0, 1, 1]) == [0, 1, 1]  # e = 1 would be -1
+    assert by_hand([1.0, 1.0, 2.0], [1.0, -1.0, -1.0], [0, 1, 1], cycles=3) == [0, 1, 1]  # e = 1 would be -1
     assert by_hand([1.0, 0.5, 2.0], [1.0, -1.0, -1.0], [0, 1, 1], threshold=1.0) == [0, 1, 1]  # e = 1 is near enough
     assert by_hand([1.0, 0.5, 2.0], [1.0, -1.0, -1.0], [0, 1, 1], threshold=0.99) == [1, 0, 1]
 
@@ -358,6 +358,14 @@ def test_eora_is_silent_where_no_input_goes():
     assert (outside @ (left @ right).T).abs().max() < 1e-3 * w.abs().max()
 
 
+def test_eora_knows_rounding_from_a_direction():
+    w, x = layer(rows=9, cols=12, tokens=1)
+    gone = Pruned(w * 0, torch.zeros_like(w).bool(), budget("1"))
+    left, right = Eora(rank=4).correct(w, gone, observe((Gram,), w, x)).low_rank
+    along = x[0] / x[0].norm()
+    torch.testing.assert_close(left @ right, (w @ along)[:, None] * along, rtol=1e-3, atol=1e-3)
+
+
 # --- allocation --------------------------------------------------------------------------------------------------
 
 SHAPES = [(32, 16), (64, 32), (16, 16), (48, 64)]
@@ -393,6 +401,11 @@ def test_owl_counts_outliers_of_the_wanda_score():
     for times in (2.0, 5.0):
         expected = sum(s > times * mean for row in score for s in row) / 200
         assert expected > 0 and Owl(times=times).signal(w, stats).item() == pytest.approx(expected)
+
+
+def test_owl_calls_nothing_an_outlier_where_all_are_alike():
+    w = torch.ones(3, 4)
+    assert Owl(times=1.0).signal(w, observe(Owl.needs, w, torch.ones(2, 4))).item() == 0
 
 
 def test_owl_spreads_layers_around_the_budget():
@@ -438,6 +451,10 @@ def test_rows_share_alike_and_leftovers_go_where_most_is_missing():
     assert [(b.keep, b.scope) for b in budgets] == [(4, "row"), (9, "row")]
     columns = Third().allocate(budget("60% per column"), two)  # 12.9 and 17.1 of each column of 30 and 20
     assert [(b.keep, b.scope) for b in columns] == [(13, "column"), (17, "column")]
+    units = [Share("a", (60, 10), 0), Share("b", (40, 10), 0)]
+    assert [b.keep for b in Third().allocate(budget("60% of 2x1"), units)] == [4, 9]
+    units = [Share("a", (30, 20), 0), Share("b", (20, 20), 0)]
+    assert [b.keep for b in Third().allocate(budget("60% of 1x2 per column"), units)] == [13, 17]
 
 
 def test_erk_fills_no_map_beyond_its_rows():
