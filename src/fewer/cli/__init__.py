@@ -26,6 +26,8 @@ a pattern on names (`*.layers.3.*`), or several with commas; `!` takes away.
 Start with: `fewer methods weights` · `fewer show weights/wanda` · `fewer frontier bundled --report report.html`
 """
 
+STOPPED = "stopped; what was finished is kept"
+
 app = typer.Typer(
     name="fewer",
     help=_HELP,
@@ -55,18 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code. What a user can mend is told in a sentence, without a traceback."""
     try:
         arguments = sys.argv[1:] if arguments is None else list(arguments)
-        return int(app(args=arguments, prog_name="fewer", obj=arguments, standalone_mode=False) or 0)
+        code = int(app(args=arguments, prog_name="fewer", obj=arguments, standalone_mode=False) or 0)
+        return _say(STOPPED, code) if code == 130 else code
     except KeyboardInterrupt:
-        return _say("stopped; what was finished is kept", 130)
-    except BrokenPipeError:  # `fewer methods | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _say(STOPPED, 130)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: an unknown option, a missing argument
             error.show()
             return int(error.exit_code)
         if isinstance(error, typer.Abort):
-            return _say("stopped", 130)
+            return _say(STOPPED, 130)
         if os.environ.get("FEWER_DEBUG", "") not in ("", "0"):
             raise
         if _mendable(error):

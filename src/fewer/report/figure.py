@@ -63,7 +63,7 @@ def records(rows: Sequence[Row], cost: str, quality: str) -> list[dict[str, Any]
             "grouped": ":" in row["budget"],
         }
         for row in measured(rows, quality)
-        if row.get(cost) is not None
+        if row.get(cost) is not None and row[quality] > 0  # the axis is logarithmic; only dense's KL to itself is 0
     ]
 
 
@@ -103,7 +103,7 @@ def figure(
     filled = filled.add_params(picked, alt.selection_interval(name="zoom", bind="scales"))
     return (
         alt.layer(line, bars, _ring(base), *_dense(base, y), hollow, filled)
-        .properties(width=760, height=430, datasets={"points": records(rows, cost, quality)})
+        .properties(width=760, height=480, datasets={"points": records(rows, cost, quality)})
         .properties(title=alt.TitleParams(finding(rows), subtitle=list(about.values())[:2], anchor="start"))
         .configure(**CONFIG)
     )
