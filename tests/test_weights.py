@@ -45,6 +45,13 @@ def test_random_is_even_and_follows_its_seed():
     assert (keep.float().mean(0) - 0.5).abs().max() < 0.2  # no column is preferred
 
 
+def test_random_draws_apart_for_maps_of_one_shape():
+    one, two = torch.randn(2, 100, 100, generator=torch.Generator().manual_seed(0))
+    a, b = (Random().score(w, Stats()) for w in (one, two))
+    assert torch.equal(a, Random().score(one.clone(), Stats()))
+    assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.05
+
+
 def test_magnitude_keeps_the_largest():
     w = torch.tensor([[3.0, -4.0, 1.0, 2.0]])
     assert Magnitude().prune(w, budget("2"), Stats())[0].tolist() == [[3.0, -4.0, 0.0, 0.0]]

@@ -7,14 +7,13 @@ import torch
 from test_weights import layer, output_error
 from torch import nn
 
-from fewer.calibrate import Gram, InputMean, InputSquares, InputVariance, Stats, observe
+from fewer.calibrate import Gram, InputSquares, Stats, observe
 from fewer.core import Site, budget, find
 from fewer.layout import Dense
 from fewer.weights import Pruned, _act
 from fewer.weights.dsnot import Dsnot
 from fewer.weights.eora import Eora
 from fewer.weights.magnitude import Magnitude
-from fewer.weights.owl import Owl
 from fewer.weights.sparse_gpt import SparseGpt
 from fewer.weights.wanda import Wanda
 
@@ -89,10 +88,6 @@ def test_what_a_method_refuses_is_named_with_the_site():
     w, _ = layer()
     with pytest.raises(ValueError, match=r"blocks\.3\.up: budget '2:5'"):
         _act.act(Magnitude(), (), site_of(w), budget("2:5"), Stats())
-
-
-def test_needs_are_asked_once_each():
-    assert _act.needs_of(Wanda(), Dsnot(), None, Owl()) == (InputSquares, InputMean, InputVariance)
 
 
 def test_papers_are_joined_to_the_ledger():
