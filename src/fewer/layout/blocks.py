@@ -60,7 +60,7 @@ class Blocks(Layout):
         x = x * WHOLLY if x.dtype is torch.bool else x
         if bool((keep & (x != PARTLY) & (x != WHOLLY)).any()):
             raise ValueError(f"a block that is read is {PARTLY} (in part) or {WHOLLY} (whole); give those, or a Bool")
-        queries, keys = x.shape[-2:]
+        queries, keys = x.shape[2:]
         lengths = lengths or (queries * block[0], keys * block[1])
         if (queries, keys) != (-(-lengths[0] // block[0]), -(-lengths[1] // block[1])):
             raise ValueError(
@@ -71,7 +71,7 @@ class Blocks(Layout):
     @classmethod
     def of_tokens(cls, mask: Bool[Tensor, "batch heads q k"], block: tuple[int, int] = (128, 128)) -> "Blocks":
         """From the mask of tokens: a block is read whole if all of it is, in part if some; a last short one in part."""
-        q, k = mask.shape[-2:]
+        q, k = mask.shape[2:]
         padded = torch.nn.functional.pad(mask, (0, -k % block[1], 0, -q % block[0]))
         grid = padded.unflatten(-1, (-1, block[1])).unflatten(-3, (-1, block[0])).transpose(-3, -2)
         some, every = grid.flatten(-2).any(-1), grid.flatten(-2).all(-1)
@@ -87,7 +87,7 @@ class Blocks(Layout):
     def tokens(self) -> Bool[Tensor, "batch heads q k"]:
         """Every token of every block that is read, in part or whole."""
         (h, w), (q, k) = self.block, self.lengths
-        return self.keep().repeat_interleave(h, -2).repeat_interleave(w, -1)[..., :q, :k]
+        return self.keep().repeat_interleave(h, 2).repeat_interleave(w, 3)[..., :q, :k]
 
     def block_mask(self, mask_mod: "_mask_mod_signature | None" = None) -> "BlockMask":
         """What `flex_attention` takes. `mask_mod(b, h, q, k)` decides inside the blocks that are read in part."""
@@ -122,5 +122,5 @@ class Blocks(Layout):
 
 def _order(read: Bool[Tensor, "*rows keys"]) -> tuple[Int32[Tensor, "*rows"], Int32[Tensor, "*rows keys"]]:
     """How many, and which: those that are read first, each part ascending."""
-    index = read.byte().argsort(dim=-1, descending=True, stable=True)
+    index = read.byte().argsort(descending=True, stable=True)
     return read.sum(-1, dtype=torch.int32), index.to(torch.int32)

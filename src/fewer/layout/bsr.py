@@ -57,7 +57,7 @@ class Bsr(Layout):
         return out
 
     @classmethod
-    def bytes_for(cls, shape: tuple[int, int], kept: int, itemsize: int, unit: tuple[int, int] = (16, 16)) -> int:
+    def bytes_for(cls, shape: tuple[int, int], kept: int, itemsize: int, unit: tuple[int, int]) -> int:
         """The bytes of `kept` weights of `itemsize` bytes, without packing them."""
         (rows, cols), (h, w) = shape, unit
         blocks = kept // (h * w)

@@ -55,7 +55,7 @@ class Tiles(Layout):
         return out
 
     @classmethod
-    def bytes_for(cls, shape: tuple[int, int], kept: int, itemsize: int, height: int = 16) -> int:
+    def bytes_for(cls, shape: tuple[int, int], kept: int, itemsize: int, height: int) -> int:
         """The bytes of `kept` weights of `itemsize` bytes, without packing them."""
         (rows, cols), tiles = shape, kept // height
         return kept * itemsize + tiles * column_bytes(cols) + start_bytes(rows // height, tiles)
