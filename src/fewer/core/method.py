@@ -7,7 +7,7 @@ anywhere else, so two people who add two methods never touch the same line.
 import dataclasses
 import difflib
 import importlib
-import pathlib
+import importlib.util
 import pkgutil
 from abc import ABC
 from collections.abc import Callable
@@ -65,8 +65,9 @@ def methods(axis: str) -> list[str]:
     """The names of an axis's methods, without importing them. `LookupError` names the axes."""
     if axis not in AXES:
         raise LookupError(f"no axis {axis!r}; there are: {', '.join(AXES)}")
-    folder = pathlib.Path(__file__).parents[1] / axis
-    ours = [m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")]
+    spec = importlib.util.find_spec(f"fewer.{axis}")  # where others may have added a folder
+    folder = spec.submodule_search_locations if spec else None
+    ours = [m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_")]
     theirs = [e.name.partition("/")[2] for e in entry_points(group="fewer.methods") if e.name.startswith(f"{axis}/")]
     return [f"{axis}/{name}" for name in sorted(ours + theirs)]
 
