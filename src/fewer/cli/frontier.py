@@ -57,21 +57,33 @@ def frontier(
             model, _split(axes), _split(budgets), _split(methods) if methods else None, where, words,
             out, jobs, ray, device, live.progress, lambda p: lines([p.as_dict()]) if json else live.found(p),
         )  # fmt: skip
+    told = [f"{model}, at {where}" if where != "*" else model, str(words)]
+    _deliver([p.as_dict() for p in points], told, ctx.obj or [], json, report, [p for p in (png, svg) if p])
+    for path in filter(None, (report, png, svg, out)):
+        note(f"written: {path}")
+
+
+def _deliver(
+    points: list[dict[str, Any]],
+    told: list[str],
+    arguments: list[str],
+    json: bool,
+    report: Path | None,
+    pictures: list[Path],
+) -> None:
+    """The table, the finding, the page, the pictures."""
     from fewer.report import compared, figure, finding, page, picture
 
     from ._about import about
 
-    rows = compared([p.as_dict() for p in points])
-    told = about(f"{model}, at {where}" if where != "*" else model, str(words), ctx.obj or [])
+    rows, words = compared(points), about(*told, arguments)
     if not json:
         _print(rows)
         print(f"\n{finding(rows)}.")
     if report:
-        report.write_text(page(rows, told), encoding="utf-8")
-    for path in filter(None, (png, svg)):
-        picture(figure(rows, told), path)
-    for path in filter(None, (report, png, svg, out)):
-        note(f"written: {path}")
+        report.write_text(page(rows, words), encoding="utf-8")
+    for path in pictures:
+        picture(figure(rows, words), path)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -54,7 +54,7 @@ def records(rows: Sequence[Row], cost: str, quality: str) -> list[dict[str, Any]
     columns = columns_of(rows)
     return [
         {
-            **{c.title: c.cell(row) for c in columns},
+            **{f"{c.field} as read": c.cell(row) for c in columns},
             **row,
             "cost": row[cost],
             "quality": row[quality],
@@ -96,7 +96,7 @@ def figure(
     marks = ours.encode(
         shape=shape,
         opacity=seen.then(alt.value(1)).otherwise(alt.value(0.08)),
-        tooltip=[alt.Tooltip(f"{c.title}:N") for c in columns_of(rows)],
+        tooltip=[alt.Tooltip(f"{c.field} as read:N", title=c.title) for c in columns_of(rows)],
     )
     hollow = marks.transform_filter("datum.grouped").mark_point(size=75, strokeWidth=2, clip=True)
     filled = marks.transform_filter("!datum.grouped").mark_point(size=85, filled=True, clip=True)
