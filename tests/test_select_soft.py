@@ -231,10 +231,36 @@ def test_all_can_be_drawn_and_too_many_cannot():
     g = torch.Generator().manual_seed(0)
     keep, prob = sample(torch.tensor([5.0, 1.0]), 2, g)
     assert keep.all() and (prob == 1).all()
-    keep, prob = gumbel_top_k(torch.tensor([5.0, 1.0]), 2, g)
+    keep, prob = gumbel_top_k(torch.tensor([5.0, 1.0, 2.0]), 3, g)
     assert keep.all() and (prob == 1).all()
     for bad in (torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0]), torch.tensor([1.0, torch.inf])):
         with pytest.raises(ValueError):
             sample(bad, 2, g)
-    with pytest.raises(ValueError, match="write 1 to 2"):
-        gumbel_top_k(torch.zeros(2), 3, g)
+    for k in (0, 3):
+        with pytest.raises(ValueError, match="write 1 to 2"):
+            gumbel_top_k(torch.zeros(2), k, g)
+        with pytest.raises(ValueError, match="cannot be drawn"):
+            inclusion(torch.ones(2), k)
+    with pytest.raises(ValueError, match="k = 2 of a row in which 1 have weight"):
+        inclusion(torch.tensor([[1.0, 1.0], [1.0, 0.0]]), 2)
+
+
+def test_what_has_no_weight_is_never_certain():
+    assert inclusion(torch.tensor([0.0, 1.0, 1.0, 0.0]), 2).tolist() == [0, 1, 1, 0]
+    assert inclusion(torch.tensor([3.0, 0.0]), 1).tolist() == [1, 0]
+
+
+def test_chances_are_drawn_to_the_last_bit_of_float64():
+    """A float32 has 24 bits after the point, so that one draw in 16 million would be exactly 0."""
+    from fewer.select.sample import _uniform
+
+    draws = _uniform(torch.zeros(100), torch.Generator().manual_seed(0))
+    assert draws.dtype is torch.float64 and (draws * 2**24 % 1 != 0).all()
+
+
+def test_k_are_drawn_however_the_probabilities_round(monkeypatch):
+    """Ten times 0.3 is 2.9999999999999996 in float64; the start that is 1 must still reach the third."""
+    import sys
+
+    monkeypatch.setattr(sys.modules["fewer.select.sample"], "_uniform", lambda like, _: torch.zeros_like(like))
+    assert sample(torch.ones(10), 3, torch.Generator())[0].sum() == 3

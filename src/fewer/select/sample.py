@@ -19,7 +19,7 @@ def inclusion(weight: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 
         raise ValueError("a weight is negative, NaN or infinite: sampling takes what exp or softmax gives")
     if not 0 < k <= int((weight > 0).sum(-1).min()):
         raise ValueError(f"k = {k} of a row in which {int((weight > 0).sum(-1).min())} have weight cannot be drawn")
-    best, order = weight.detach().double().sort(dim=-1, descending=True, stable=True)
+    best, order = weight.detach().double().sort(descending=True)
     rest = best.flip(-1).cumsum(-1).flip(-1)  # the mass from here on
     places = k - torch.arange(best.shape[-1], device=best.device)
     certain = ((best * places >= rest) & (places > 0)).long().cumprod(-1).bool()  # given that all before it are
@@ -43,12 +43,12 @@ def sample(
     (2, True)
     """
     prob = inclusion(weight.double(), k)
-    mixed = _uniform(prob, generator).argsort(dim=-1)
+    mixed = _uniform(prob, generator).argsort()
     ends = prob.gather(-1, mixed).cumsum(-1)
     start = 1 - _uniform(ends[..., :1], generator)  # in (0, 1], so that an empty stretch never holds it
     passed = (ends - start).floor()
     passed = torch.where(ends >= ends[..., -1:], k - 1.0, passed.clamp(max=k - 1))  # the end is k, however it rounds
-    drawn = passed.diff(dim=-1, prepend=torch.full_like(start, -1.0)) > 0
+    drawn = passed.diff(prepend=torch.full_like(start, -1.0)) > 0
     return torch.zeros_like(drawn).scatter_(-1, mixed, drawn), prob.to(weight.dtype)
 
 
@@ -70,7 +70,7 @@ def gumbel_top_k(
     if not 0 < k <= n:
         raise ValueError(f"k = {k} of {n} cannot be drawn; write 1 to {n}")
     noise = -(-_uniform(logits, generator).clamp(min=torch.finfo(torch.float64).tiny).log()).log()
-    best, order = (logits.detach().double() + noise).topk(min(k + 1, n), dim=-1)
+    best, order = (logits.detach().double() + noise).topk(min(k + 1, n))
     kappa = best[..., k:] if k < n else torch.full_like(best[..., :1], -torch.inf)
     keep = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order[..., :k], True)
     return keep, (-torch.expm1(-torch.exp(logits.detach().double() - kappa))).to(logits.dtype)
