@@ -166,3 +166,10 @@ def test_the_page_is_one_file_that_needs_no_network():
 
 def test_every_column_says_what_it_is():
     assert len({c.field for c in COLUMNS}) == len(COLUMNS) and all(c.title for c in COLUMNS)
+
+
+def test_a_click_on_the_legend_is_heard():
+    import vl_convert
+
+    drawn = json.dumps(vl_convert.vegalite_to_vega(figure(compared(ROWS), ABOUT).to_dict()))
+    assert '"name": "method_legend_symbols", "interactive": true' in drawn

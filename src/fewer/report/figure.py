@@ -91,6 +91,7 @@ def figure(
     ours = base.transform_filter("datum.method != 'dense'").encode(color=color)
     line = ours.transform_filter("!datum.grouped").mark_line(strokeWidth=2, clip=True)
     line = line.encode(opacity=seen.then(alt.value(0.7)).otherwise(alt.value(0.06)), order="cost:Q")
+    line = line.add_params(picked)  # the first layer makes the legend, so only there a click on it is heard
     bars = ours.mark_rule(strokeWidth=1.5, clip=True).transform_calculate(floor="max(datum.low, datum.quality / 20)")
     bars = bars.encode(y="floor:Q", y2="high:Q", opacity=seen.then(alt.value(0.8)).otherwise(alt.value(0.05)))
     marks = ours.encode(
@@ -100,7 +101,7 @@ def figure(
     )
     hollow = marks.transform_filter("datum.grouped").mark_point(size=75, strokeWidth=2, clip=True)
     filled = marks.transform_filter("!datum.grouped").mark_point(size=85, filled=True, clip=True)
-    filled = filled.add_params(picked, alt.selection_interval(name="zoom", bind="scales"))
+    filled = filled.add_params(alt.selection_interval(name="zoom", bind="scales"))
     return (
         alt.layer(line, bars, _ring(base), *_dense(base, y), hollow, filled)
         .properties(width=760, height=480, datasets={"points": records(rows, cost, quality)})
