@@ -216,3 +216,12 @@ def test_what_is_no_model_is_refused(place, says, tmp_path):
 def test_a_model_on_disk_needs_a_place(source):
     with pytest.raises(ValueError, match="needs a place for the result"):
         sparsify(source, "weights/magnitude 50%")
+
+
+def test_not_finite_weights_on_disk_are_named(tmp_path):
+    model = build("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.inf
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj: NaN or infinite weights"):
+        sparsify(tmp_path / "source", "weights/magnitude 50%", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -53,16 +53,23 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
             raise ValueError(f"{step.method.name}: only the axis 'weights' acts on a stored model so far")
         found = tuple(sites(model, step.where))
         for site in found:
-            if isinstance(site.module, SparseLinear):
-                raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
-            try:
-                step.budget.check(*site.shape)
-            except ValueError as wrong:
-                raise ValueError(f"{site.name}: {wrong}") from None
+            _check(site, step.budget)
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found))
     return Plan(tuple(tasks))
+
+
+def _check(site: Site, amount: Budget) -> None:
+    """What can be known of a site before any work. Weights that are still on disk are looked at when they are read."""
+    if isinstance(site.module, SparseLinear):
+        raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
+    try:
+        amount.check(*site.shape)
+    except ValueError as wrong:
+        raise ValueError(f"{site.name}: {wrong}") from None
+    if not site.tensor.is_meta and not site.read().isfinite().all():
+        raise ValueError(f"{site.name}: NaN or infinite weights; is the checkpoint whole?")
 
 
 def needs(step: Step) -> tuple[type, ...]:
