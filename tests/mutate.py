@@ -263,7 +263,7 @@ def run(todo: list[tuple[Mutant, str]], jobs: int, minutes: float) -> dict[Mutan
             path, key = SOURCE / mutant.file, str(tests_of(mutant.file))
             if key not in usual:
                 usual[key] = seconds_of_tests(path)
-            running[start(path, text)] = (mutant, time.monotonic() + 30 + 5 * jobs * usual[key])
+            running[start(path, text)] = (mutant, time.monotonic() + 10 + 5 * jobs * usual[key])
         for pid, (mutant, until) in list(running.items()):
             if end := result(pid, until):
                 del running[pid]

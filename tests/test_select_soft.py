@@ -168,6 +168,23 @@ def test_a_jump_learns_its_threshold_as_the_paper_writes_it():
     assert rectangle.any() and not rectangle.all()
 
 
+def test_a_jump_is_above_its_threshold_and_its_rectangle_is_open():
+    theta = torch.tensor(1.0, requires_grad=True)
+    z = torch.tensor([0.75, 1.0, 1.125, 1.25], requires_grad=True)  # at -1/2, 0, 1/4 and 1/2 of the width
+    for f, value, dz, dtheta in ((jump, [0, 0, 1.125, 1.25], [0, 0, 1, 1], -4), (step, [0, 0, 1, 1], None, -4)):
+        out = f(z, theta, 0.5)
+        assert out.tolist() == value
+        got_z, got_theta = torch.autograd.grad(out.sum(), (z, theta), allow_unused=True)
+        assert got_theta == dtheta and (got_z is None or dz is None or got_z.tolist() == dz)
+
+
+def test_a_jump_is_a_thousandth_wide_if_not_told():
+    for f in (jump, step):
+        theta = torch.tensor(1.0, requires_grad=True, dtype=torch.float64)
+        f(torch.tensor([0.9994, 0.9996, 1.0004, 1.0006], dtype=torch.float64), theta).sum().backward()
+        assert abs(float(theta.grad) + 2000) < 1e-6
+
+
 def test_the_pseudo_derivative_of_a_count_is_the_true_one_on_average():
     """E[d step / d theta] is minus the density at theta: uniform scores have density 1."""
     z = torch.rand(200_000, generator=torch.Generator().manual_seed(0))

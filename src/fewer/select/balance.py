@@ -1,7 +1,5 @@
 """Balanced assignment: every token to one expert, every expert the same number of tokens, the best total."""
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -35,12 +33,12 @@ def balanced(score: Float[Tensor, "tokens experts"], slack: float | int = 1e-3) 
     if experts == 1 or tokens == 0:
         return torch.ones_like(score, dtype=torch.bool)
     value = score.detach().double()
-    price = torch.zeros(experts, dtype=torch.float64, device=score.device)
-    spread = float(value.max() - value.min())
-    stages = max(0, math.ceil(math.log(max(spread / slack, 1.0), 4)) - 1)
-    owner = torch.empty(0)
-    for stage in range(stages, -1, -1):
-        owner, price = _auction(value, price, slack * 4.0**stage)
+    price, spread = value.new_zeros(experts), float(value.max() - value.min())
+    stages = [slack]
+    while stages[-1] * 4 < spread:
+        stages.append(stages[-1] * 4)
+    for epsilon in reversed(stages):
+        owner, price = _auction(value, price, epsilon)
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, owner[:, None], True)
 
 
@@ -49,14 +47,14 @@ def _auction(value: Tensor, price: Tensor, epsilon: float) -> tuple[Tensor, Tens
     tokens, experts = value.shape
     places = tokens // experts
     owner = torch.full((tokens,), -1, device=value.device)
-    bid = torch.zeros(tokens, dtype=value.dtype, device=value.device)
+    bid = value.new_zeros(tokens)
     floor = price
     while (free := (owner < 0).nonzero().squeeze(1)).numel():
-        gain, choice = (value[free] - price).topk(2, dim=1)
+        gain, choice = (value[free] - price).topk(2)
         owner[free] = choice[:, 0]
         bid[free] = price[choice[:, 0]] + gain[:, 0] - gain[:, 1] + epsilon
         offers = torch.where(owner == torch.arange(experts, device=owner.device)[:, None], bid, -torch.inf)
-        best, who = offers.sort(dim=1, descending=True, stable=True)
+        best, who = offers.sort(descending=True, stable=True)
         lost = who[:, places:][best[:, places:] > -torch.inf]
         owner[lost] = -1
         full = best[:, places - 1]
