@@ -57,6 +57,8 @@ def test_values_are_those_of_the_package_entmax(shape):
     assert torch.allclose(entmax15(z), peer.entmax15(z, dim=-1), atol=1e-12)
     for alpha in (1.05, 1.25, 1.5, 2.0, 3.5):
         assert torch.allclose(entmax(z, alpha), peer.entmax_bisect(z, alpha, dim=-1, n_iter=80), atol=1e-10)
+        flat = z / 100  # near the other end of the bisection
+        assert torch.allclose(entmax(flat, alpha), peer.entmax_bisect(flat, alpha, dim=-1, n_iter=80), atol=1e-10)
 
 
 def test_alpha_may_differ_from_row_to_row():
@@ -90,6 +92,22 @@ def test_sparse_k_becomes_top_k_where_scores_are_far_apart_and_sparsemax_for_one
     for k in (0, 13):
         with pytest.raises(ValueError, match="above 0 and at most 12"):
             sparse_k(z, k)
+
+
+def test_large_scores_and_scores_far_below_do_not_blur_the_rest():
+    z, near = torch.tensor([2.0**22 + 0.5, 2.0**22, -1e9]), torch.tensor([0.5, 0.0], dtype=torch.float64)
+    for soft, truth in (
+        (sparsemax, peer.sparsemax(near)),
+        (entmax15, peer.entmax15(near)),
+        (lambda z: entmax(z, 1.5), peer.entmax15(near)),
+        (lambda z: sparse_k(z, 1), peer.sparsemax(near)),
+    ):
+        assert torch.allclose(soft(z).double(), torch.cat([truth, torch.zeros(1)]), atol=1e-6)
+
+
+def test_all_of_a_row_stays_if_k_is_its_length():
+    for z in (torch.tensor([3.0, 1.0, 1.0]), torch.tensor([7.0])):
+        assert (sparse_k(z, len(z)) == 1).all()
 
 
 def test_large_rows_sum_to_what_they_should_in_float32():

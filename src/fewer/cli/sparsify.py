@@ -51,13 +51,13 @@ def sparsify(
 def _prepared(model: str, todo: Any, words: Any) -> tuple[str, Any]:
     """Where the model is, and calibration tokens if a step asks for statistics."""
     from fewer.data import corpus, windows
-    from fewer.models.opening import _tokenizer, locate
+    from fewer.models import locate, tokenizer_of
     from fewer.recipe.engine import needs
 
     place = locate(model)
     if not any(needs(step) or (step.allocator and step.allocator.needs) for step in todo):
         return place, None
-    tokenizer = _tokenizer(place)
+    tokenizer = tokenizer_of(place)
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, and a step asks for statistics of text")
     return place, windows(corpus(words.source, "calibration"), tokenizer, words.length, words.calibration, words.seed)

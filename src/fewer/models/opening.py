@@ -54,7 +54,7 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
     _complain(str(name_or_path), told)
     model = model.to(device).eval().requires_grad_(False)
     check_finite(model)
-    return model, _tokenizer(place)
+    return model, tokenizer_of(place)
 
 
 def locate(name_or_path: str | Path) -> str:
@@ -117,7 +117,8 @@ def weights_of(name_or_path: str | Path) -> Iterator[None]:
         raise ValueError(f"cannot read the weights of {name_or_path} from safetensors: {why}") from error
 
 
-def _tokenizer(place: str) -> Any:
+def tokenizer_of(place: str) -> Any:
+    """The tokenizer of a directory or a name on the hub; None for a model that has none."""
     path = Path(place)
     if path.is_dir() and not any(
         (path / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")

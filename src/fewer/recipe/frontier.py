@@ -16,9 +16,7 @@ from fewer.core import axes as all_axes
 from fewer.core import budget as read_budget
 from fewer.core import methods as names
 from fewer.data import corpus, windows
-from fewer.models import open_lazily, sites
-from fewer.models.opening import _tokenizer as tokenizer_of
-from fewer.models.opening import locate
+from fewer.models import locate, open_lazily, sites, tokenizer_of
 
 from . import parallel, results
 from .engine import Progress, plan

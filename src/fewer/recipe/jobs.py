@@ -17,9 +17,7 @@ from torch import Tensor, nn
 import fewer
 from fewer.core import Change
 from fewer.measure import Reference, flops, quality
-from fewer.models import open_model, sites
-from fewer.models.opening import locate
-from fewer.models.stored import stored_dtype
+from fewer.models import locate, open_model, sites, stored_dtype
 
 from .act import apply
 from .point import Point

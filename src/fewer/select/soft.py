@@ -81,7 +81,7 @@ class _Sparsemax(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor) -> Tensor:
         x = _wide(z)
         x = x - x.amax(-1, keepdim=True)
-        best = x.sort(dim=-1, descending=True).values
+        best = x.sort(descending=True).values
         above = best.cumsum(-1) - 1
         size = torch.arange(1, x.shape[-1] + 1, device=x.device)
         held = (best * size > above).sum(-1, keepdim=True)
@@ -100,7 +100,7 @@ class _Entmax15(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor) -> Tensor:
         x = _wide(z) / 2
         x = x - x.amax(-1, keepdim=True)
-        best = x.sort(dim=-1, descending=True).values
+        best = x.sort(descending=True).values
         size = torch.arange(1, x.shape[-1] + 1, device=x.device)
         mean = best.cumsum(-1) / size
         spread = (best**2).cumsum(-1) - size * mean**2  # sum of squared distances to the mean
@@ -123,8 +123,7 @@ class _Entmax(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, alpha: Tensor) -> Tensor:
         x, a = _wide(z), alpha.to(torch.promote_types(z.dtype, torch.float32))
         x = (x - x.amax(-1, keepdim=True)) * (a - 1)
-        low, high = x.amax(-1, keepdim=True) - 1, x.amax(-1, keepdim=True) - x.shape[-1] ** (1 - a)
-        low, high = torch.broadcast_tensors(low, high)
+        low, high = torch.full_like(a, -1), -(x.shape[-1] ** (1 - a))  # tau if all is on the largest, or equal
         for _ in range(60 if x.dtype == torch.float64 else 30):
             tau = (low + high) / 2
             heavy = _power(x - tau, a).sum(-1, keepdim=True) >= 1
@@ -159,11 +158,11 @@ class _SparseK(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, k: float | int) -> Tensor:
         x = _wide(z)
         x = x - x.amax(-1, keepdim=True)
-        bend, order = torch.cat([x - 1, x], -1).sort(dim=-1)  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
+        bend, order = torch.cat([x - 1, x], -1).sort()  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
         active = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
-        lost = (active[..., :-1] * bend.diff(dim=-1)).cumsum(-1, dtype=torch.float64)
+        lost = (active[..., :-1] * bend.diff()).cumsum(-1, dtype=torch.float64)
         mass = x.shape[-1] - torch.cat([torch.zeros_like(lost[..., :1]), lost], -1)  # the sum of p at each bend
-        left = bend.gather(-1, (mass >= k).sum(-1, keepdim=True).clamp(min=1) - 1)
+        left = bend.gather(-1, (mass >= k).sum(-1, keepdim=True) - 1)
         free, full = (x - 1 <= left) & (x > left), x - 1 > left
         # right of that bend the same entries are free until k is met, so tau follows from them alone
         total = (x * free).sum(-1, keepdim=True) + full.sum(-1, keepdim=True) - k
