@@ -65,7 +65,7 @@ def test_alpha_may_differ_from_row_to_row():
     z, alpha = noise(3, 6), torch.tensor([[1.2], [1.5], [2.0]], dtype=torch.float64)
     each = torch.stack([entmax(row, float(a)) for row, a in zip(z, alpha, strict=True)])
     assert torch.allclose(entmax(z, alpha), each, atol=1e-14)
-    for bad in (1.0, 0.5, float("nan")):
+    for bad in (1.0, 0.5, float("nan"), torch.tensor([[1.5], [1.0], [2.0]])):
         with pytest.raises(ValueError, match="alpha above 1"):
             entmax(z, bad)
 
@@ -103,6 +103,9 @@ def test_large_scores_and_scores_far_below_do_not_blur_the_rest():
         (lambda z: sparse_k(z, 1), peer.sparsemax(near)),
     ):
         assert torch.allclose(soft(z).double(), torch.cat([truth, torch.zeros(1)]), atol=1e-6)
+    far = torch.tensor([1e9, 0.5, 0.0, -torch.inf])
+    assert torch.allclose(sparse_k(far, 2), torch.tensor([1.0, 0.75, 0.25, 0.0]))
+    assert torch.allclose(sparse_k(-far, 2.5), torch.tensor([0.0, 0.5, 1.0, 1.0]))
 
 
 def test_all_of_a_row_stays_if_k_is_its_length():

@@ -4,6 +4,7 @@ All three are projections: forward finds the point, backward multiplies by the J
 Halves are computed in float32.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -157,7 +158,8 @@ class _SparseK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, k: float | int) -> Tensor:
         x = _wide(z)
-        x = x - x.amax(-1, keepdim=True)
+        x = x - x.kthvalue(x.shape[-1] - math.ceil(k) + 1, keepdim=True).values
+        x = x.clamp(-1, 1)  # tau lies in [-1, 0), so what is further away is 0 or 1 for certain, however far
         bend, order = torch.cat([x - 1, x], -1).sort()  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
         active = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
         lost = (active[..., :-1] * bend.diff()).cumsum(-1, dtype=torch.float64)
