@@ -23,7 +23,7 @@ def top_p(prob: Float[Tensor, "*rows n"], p: float | int) -> Bool[Tensor, "*rows
         raise ValueError(f"p is a share of the mass, above 0 and at most 1, not {p}")
     if not (prob >= 0).all():
         raise ValueError("a probability is negative or NaN: top_p takes what softmax gives")
-    best, order = prob.detach().double().sort(dim=-1, descending=True, stable=True)
+    best, order = prob.detach().double().sort(descending=True, stable=True)
     reached = best.cumsum(-1)
     short = reached < p * reached[..., -1:]
     first = torch.cat([torch.ones_like(short[..., :1]), short[..., :-1]], dim=-1)  # the one that reaches p stays too
