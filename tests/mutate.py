@@ -43,13 +43,15 @@ TESTS = {
     "select/gradient": ["test_select.py test_select_soft.py -k 'gradient. or straight or jump or pseudo or gradient]'"],
     "select/joint": ["test_select.py -k 'joint or together'"],
     "select/rules": ["test_select.py -k 'rules or top_p or threshold or mutual'"],
-    "select/sample": ["test_select.py test_select_soft.py -k 'sample or inclusion or gumbel or seed or drawn'"],
+    "select/sample": [
+        "test_select.py test_select_soft.py -k 'sample or inclusion or gumbel or seed or drawn or certain or chances'"
+    ],
     "select/schedule": ["test_select.py test_select_allocate.py -k 'schedule or curves'"],
-    "select/soft": ["test_select_soft.py -k 'max or sparse or alpha or halves or large or exact'"],
+    "select/soft": ["test_select_soft.py -k 'max or sparse or alpha or halves or large or exact or length'"],
     "select/spec": ["test_select.py -k spec"],
     "layout": ["test_layout*.py -k {name}", "test_layout*.py -k 'not {name} and not converts'"],
     "layout/_": ["test_layout*.py -k 'documented or bytes or bit'", "test_layout*.py"],
-    "layout/_choose": ["test_layout.py -k 'smallest or converts'"],
+    "layout/_choose": ["test_layout*.py -k 'smallest or converts'"],
     "weights": ["test_weights.py -k {name}", "test_methods.py -k weights/{name}-", "test_weights*.py"],
     "weights/_": ["test_weights*.py", "test_methods.py -k weights"],  # files of the axis itself
 }
