@@ -83,6 +83,11 @@ def test_columns_from_torch_take_as_few_bytes_as_our_own(cols, dtype):
     assert a.column.dtype is dtype and a.column.tolist() == [cols - 1] and a.shape == (1, 2 * cols)
 
 
+def test_the_columns_of_bsr_are_counted_in_blocks():
+    for across, each in ((2**16, 2), (2**16 + 1, 4)):
+        assert Bsr.bytes_for((32, 16 * across), 512, 2, (16, 16)) == 512 * 2 + 2 * each + 4 * 3
+
+
 def test_a_batch_of_matrices_from_torch_is_refused():
     for kind, t in ((Csr, torch.eye(4).to_sparse_csr()), (Bsr, torch.eye(4).to_sparse_bsr((2, 2)))):
         parts = (t.crow_indices(), t.col_indices(), t.values())

@@ -55,10 +55,14 @@ def column_bytes(cols: int) -> int:
     return 2 if cols <= 2**16 else 4
 
 
+def row_of(start: Integer[Tensor, " rows1"]) -> Integer[Tensor, " kept"]:
+    """The row of each survivor."""
+    return torch.arange(len(start) - 1, device=start.device).repeat_interleave(start.diff().long())
+
+
 def flat(start: Integer[Tensor, " rows1"], column: Integer[Tensor, " kept"], cols: int) -> Integer[Tensor, " kept"]:
     """The flat row-major position of each survivor."""
-    row = torch.arange(len(start) - 1, device=start.device).repeat_interleave(start.diff().long())
-    return row.mul_(cols).add_(column.long())
+    return row_of(start).mul_(cols).add_(column.long())
 
 
 def common_unit(keep: Bool[Tensor, "rows cols"], most: int) -> tuple[int, int]:

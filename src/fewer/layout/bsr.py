@@ -5,7 +5,7 @@ from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
 from ._base import Layout, layout
-from ._bits import column_bytes, columns, common_unit, flat, into_units, same_shape, start_bytes, starts, whole_units
+from ._bits import column_bytes, columns, common_unit, into_units, row_of, same_shape, start_bytes, starts, whole_units
 
 
 @layout
@@ -79,5 +79,4 @@ class Bsr(Layout):
         return cls(x.values(), x.col_indices().to(small), starts(x.crow_indices().diff()), (x.shape[0], x.shape[1]))
 
     def _where(self) -> tuple[Tensor, Tensor]:
-        across = self.shape[1] // self.unit[1]
-        return flat(self.start, self.column, across) // max(across, 1), self.column.long()
+        return row_of(self.start), self.column.long()

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
 
 from ._base import Layout, layout
-from ._bits import column_bytes, columns, common_unit, flat, into_units, same_shape, start_bytes, starts, whole_units
+from ._bits import column_bytes, columns, common_unit, into_units, row_of, same_shape, start_bytes, starts, whole_units
 
 
 @layout
@@ -64,5 +64,4 @@ class Tiles(Layout):
         return into_units(x, self.height, 1)[..., 0]
 
     def _where(self) -> tuple[Tensor, Tensor]:
-        at = flat(self.start, self.column, self.shape[1])
-        return at // max(self.shape[1], 1), self.column.long()
+        return row_of(self.start), self.column.long()
