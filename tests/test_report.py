@@ -173,3 +173,11 @@ def test_a_click_on_the_legend_is_heard():
 
     drawn = json.dumps(vl_convert.vegalite_to_vega(figure(compared(ROWS), ABOUT).to_dict()))
     assert '"name": "method_legend_symbols", "interactive": true' in drawn
+
+
+def test_a_control_beyond_all_others_is_drawn_at_the_edge_with_its_value():
+    import vl_convert
+
+    rows = [row("dense", "", 1, 16, 6.0), row("wanda", "50%", 0.5, 9, 7.0), row("random", "50%", 0.5, 9, 1e6)]
+    drawn = vl_convert.vegalite_to_svg(figure(rows, {}).to_dict())
+    assert "↑ 1.0M" in drawn and "100000" not in drawn

@@ -87,7 +87,7 @@ def figure(
     )
     picked = alt.selection_point(name="picked", fields=["method"], bind="legend")
     seen = alt.when(picked)
-    base = alt.Chart(alt.Data(name="points")).encode(x=x, y=y)
+    base = _on_scale(alt.Chart(alt.Data(name="points"))).encode(x=x, y=y)
     ours = base.transform_filter("datum.method != 'dense'").encode(color=color)
     line = ours.transform_filter("!datum.grouped").mark_line(strokeWidth=2, clip=True)
     line = line.encode(opacity=seen.then(alt.value(0.7)).otherwise(alt.value(0.06)), order="cost:Q")
@@ -103,11 +103,34 @@ def figure(
     filled = marks.transform_filter("!datum.grouped").mark_point(size=85, filled=True, clip=True)
     filled = filled.add_params(alt.selection_interval(name="zoom", bind="scales"))
     return (
-        alt.layer(line, bars, _ring(base), *_dense(base, y), hollow, filled)
+        alt.layer(line, bars, _ring(base), *_dense(base, y), hollow, filled, _beyond(base))
         .properties(width=760, height=480, datasets={"points": records(rows, cost, quality)})
         .properties(title=alt.TitleParams(finding(rows), subtitle=list(about.values())[:2], anchor="start"))
         .configure(**CONFIG)
     )
+
+
+def _on_scale(chart: "altair.Chart") -> "altair.Chart":
+    """Controls may be worse by any factor: they are drawn at most at twice the worst of the others, which stay legible."""
+    import altair as alt
+
+    worst = alt.JoinAggregateFieldDef(op="max", field="judged", **{"as": "worst"})
+    top = "(datum.worst > 0 ? 2 * datum.worst : datum.quality)"
+    return (
+        chart.transform_calculate(judged="datum.control ? null : datum.quality", real="datum.quality")
+        .transform_joinaggregate(joinaggregate=[worst])
+        .transform_calculate(quality=f"min(datum.real, {top})", high=f"min(datum.high, {top})")
+        .transform_calculate(low="min(datum.low, datum.quality)")
+    )
+
+
+def _beyond(base: "altair.Chart") -> "altair.Chart":
+    """The value of a point that lies beyond the scale, under its mark at the edge."""
+    import altair as alt
+
+    far = base.transform_filter("datum.real > datum.quality && !datum.grouped")
+    words = far.transform_calculate(words="'↑ ' + format(datum.real, '.2~s')").encode(text="words:N")
+    return words.mark_text(baseline="top", dy=9, fontSize=12).encode(color=alt.value(GREY))
 
 
 def _ring(base: "altair.Chart") -> "altair.Chart":
@@ -128,8 +151,9 @@ def _dense(base: "altair.Chart", y: "altair.Y") -> "list[altair.Chart]":
     """What the model is untouched: a dashed line, its point, its value."""
     import altair as alt
 
-    dense = base.transform_filter("datum.method == 'dense' && datum.quality > 0")
-    rule = alt.Chart(base.data).encode(y=y).transform_filter(dense.transform[0].filter)
+    untouched = "datum.method == 'dense' && datum.quality > 0"
+    dense = base.transform_filter(untouched)
+    rule = alt.Chart(base.data).encode(y=y).transform_filter(untouched)
     rule = rule.mark_rule(strokeDash=[6, 4], strokeWidth=1.5)
     point = dense.mark_point(size=90, shape="diamond", filled=True, opacity=1).encode(tooltip="method:N")
     words = dense.transform_calculate(words="'dense ' + format(datum.quality, '.3~g')")

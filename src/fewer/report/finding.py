@@ -62,7 +62,13 @@ def finding(rows: Sequence[Row]) -> str:
 
 def _growth(row: Row, dense: Row) -> str:
     times = row["perplexity"] / dense["perplexity"]
-    return f"{number(times)}-fold" if times >= 10 else f"{(times - 1) * 100:+.0f} %"
+    return (
+        f"{times:,.0f}-fold"
+        if times >= 1000
+        else f"{number(times)}-fold"
+        if times >= 10
+        else f"{(times - 1) * 100:+.0f} %"
+    )
 
 
 def _spaced(budget: str) -> str:
