@@ -165,6 +165,7 @@ def test_columns_take_two_bytes_up_to_65536_and_four_beyond():
 def test_two_to_four_costs_nine_bits_a_bfloat16_weight():
     keep = torch.tensor([True, False, True, False]).repeat(32, 64)
     assert Nm.pack(torch.ones(32, 256, dtype=torch.bfloat16), keep).bytes * 8 == 9 * 32 * 256
+    assert Nm.bytes_for((32, 256), 32 * 128, 2, 4) * 8 == 9 * 32 * 256
 
 
 @quick

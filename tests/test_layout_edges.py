@@ -105,6 +105,8 @@ def test_a_column_with_few_survivors_is_smallest_dense():
     x = torch.ones(4096, 1).bfloat16()  # starts of rows cost more than the column itself
     keep = torch.rand(4096, 1, generator=torch.Generator().manual_seed(0)) < 0.02
     assert smallest(x, keep).name == "dense" and smallest(x.mT, keep.mT).name == "csr"
+    half = flags((1, 64), torch.Generator().manual_seed(0), 0.5)
+    assert smallest(torch.ones(1, 64).bfloat16(), half).name == "bitmask"  # 64 columns, not 64 rows
 
 
 def test_the_smallest_tiles_are_as_tall_as_the_pattern_allows():
