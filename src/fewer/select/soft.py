@@ -124,7 +124,7 @@ class _Entmax(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, alpha: Tensor) -> Tensor:
         x, a = _wide(z), alpha.to(torch.promote_types(z.dtype, torch.float32))
         x = (x - x.amax(-1, keepdim=True)) * (a - 1)
-        low, high = torch.full_like(a, -1), -(x.shape[-1] ** (1 - a))  # tau if all is on the largest, or equal
+        low, high = torch.full_like(a, -1), torch.zeros_like(a)  # of tau, as the largest x is 0
         for _ in range(60 if x.dtype == torch.float64 else 30):
             tau = (low + high) / 2
             heavy = _power(x - tau, a).sum(-1, keepdim=True) >= 1
