@@ -18,13 +18,16 @@ def bytes_to_rotate() -> int:
 
 
 def interleaved(
-    candidates: dict[str, list[Call]], replays: int = 20, failed: dict[str, str] | None = None
+    candidates: dict[str, list[Call]], replays: int = 20, failed: dict[str, str] | None = None, graphs: bool = True
 ) -> dict[str, dict]:
-    """Seconds a call, as median and quartiles; a candidate that raises is left out and its error kept in `failed`."""
+    """Seconds a call, as median and quartiles; a candidate that raises is left out and its error kept in `failed`.
+
+    What waits for the device cannot be captured: without `graphs` its launches are timed too.
+    """
     ready = {}
     for name, calls in candidates.items():
         try:
-            ready[name] = (_graph(calls), len(calls))
+            ready[name] = (_together(calls, graphs), len(calls))
         except Exception as why:
             if CUDA:
                 torch.cuda.synchronize()
@@ -39,7 +42,7 @@ def interleaved(
     return {name: spread(t) for name, t in times.items()}
 
 
-def _graph(calls: list[Call]) -> Call:
+def _together(calls: list[Call], graph: bool) -> Call:
     """One call for all of them, each on its own copy."""
 
     def all_of_them() -> None:
@@ -47,23 +50,19 @@ def _graph(calls: list[Call]) -> Call:
             call()
 
     all_of_them()  # compiles
-    if not CUDA:
+    if not CUDA or not graph:
         return all_of_them
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         all_of_them()
     torch.cuda.synchronize()
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            all_of_them()
-        graph.replay()
-        torch.cuda.synchronize()
-        return graph.replay
-    except Exception:  # what waits for the device cannot be captured: its launches are timed too
-        torch.cuda.synchronize()
-        return all_of_them
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        all_of_them()
+    captured.replay()
+    torch.cuda.synchronize()
+    return captured.replay
 
 
 def _seconds(run: Call) -> float:

@@ -1,6 +1,6 @@
 """Check and time every Triton kernel on this GPU, in one go of a few minutes: `python -m bench.kernels.gpu`.
 
-`--tiny` does the same on a CPU in Triton's interpreter (TRITON_INTERPRET=1), to see that it runs. Results go to the folder
+`--tune` also times other ways to cut the work, for the tables in the kernels' files. `--tiny` does the same on a CPU in Triton's interpreter (TRITON_INTERPRET=1), to see that it runs. Results go to the folder
 that the environment variable OUT names, else beside this file.
 """
 
@@ -24,6 +24,7 @@ import fewer.kernels as kernels
 from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
 
 from . import _device as device
+from ._cuts import CUTS, launches
 from ._measure import copies
 
 DEVICE = "cuda" if device.CUDA else "cpu"
@@ -57,9 +58,11 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ("gpu.json" if device.CUDA else "gpu-tiny.json")).write_text(json.dumps(self.found, indent=1) + "\n")
 
-    def time(self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int = 20) -> None:
+    def time(
+        self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int = 20, graphs: bool = True
+    ) -> None:
         failed: dict[str, str] = {}
-        for name, t in device.interleaved(calls, replays, failed).items():
+        for name, t in device.interleaved(calls, replays, failed, graphs).items():
             bound = (
                 {"of_bound": size[name] / self.bandwidth / t["seconds"], "bytes": size[name]} if name in size else {}
             )
@@ -95,6 +98,11 @@ def in_double(a):
     return dataclasses.replace(a, **{k: in_double(v) for k, v in vars(a).items()}) if dataclasses.is_dataclass(a) else a
 
 
+def normal(*size: int, seed: int = 0, dtype: torch.dtype = SMALL) -> torch.Tensor:
+    """Random numbers from a generator of their own: torch's is of no more use once a capture has failed."""
+    return torch.randn(*size, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE).to(dtype)
+
+
 def packed(rows: int, cols: int, density: float) -> dict[str, Layout]:
     """A random weight in each layout that a kernel reads."""
     make = torch.Generator(DEVICE).manual_seed(1)
@@ -102,7 +110,7 @@ def packed(rows: int, cols: int, density: float) -> dict[str, Layout]:
     def random(*size: int) -> torch.Tensor:
         return torch.rand(*size, generator=make, device=DEVICE)
 
-    w = torch.randn(rows, cols, generator=make, device=DEVICE).to(SMALL)
+    w = normal(rows, cols, seed=2)
     keep, tall = random(rows, cols) < density, (random(rows // 16, cols) < density).repeat_interleave(16, 0)
     square = (random(rows // 16, cols // 16) < density).repeat_interleave(16, 0).repeat_interleave(16, 1)
     out: dict[str, Layout] = {"bitmask": Bitmask.pack(w, keep), "tiles": Tiles.pack(w, tall, height=16)}
@@ -118,7 +126,7 @@ def large(run: Run, rows: int, cols: int) -> None:
     bad = []
     for name, w in packed(rows, cols, 0.5).items():
         for batch in BATCHES:
-            x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+            x = normal(batch, cols)
             try:
                 truth = x.double() @ w.dense().double().T
                 error = (kernels.load("sparse_linear", "gpu")(x, w).double() - truth).norm() / truth.norm()
@@ -138,10 +146,10 @@ def rotated(w, least: int = 2) -> list:
 
 def dense(run: Run, rows: int, cols: int) -> None:
     """cuBLAS, and torch's own 2:4."""
-    w = torch.randn(rows, cols, device=DEVICE).to(SMALL)
+    w = normal(rows, cols)
     masked = packed(rows, cols, 0.5)["nm"].dense() if device.CUDA else w
-    for batch in BATCHES:
-        x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+    for batch in (*BATCHES, 128):  # beyond the kernels' own, for what is dense there
+        x = normal(batch, cols)
         calls = {"torch dense": [partial(F.linear, x, c) for c in rotated(w)]}
         if device.CUDA:
             try:
@@ -159,33 +167,22 @@ def sparse(run: Run, rows: int, cols: int, density: float) -> None:
     same = {name: rotated(w) for name, w in layouts.items()}
     what = dict(op="sparse_linear", rows=rows, cols=cols, density=density)
     for batch in BATCHES:
-        x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
+        x = normal(batch, cols)
         calls = {name: [partial(ours, x, w) for w in ws] for name, ws in same.items()}
         run.time(what | {"batch": batch, "stored": str(SMALL)[6:]}, calls, {n: w.bytes for n, w in layouts.items()})
     calls = {name: [w.dense for w in ws] for name, ws in same.items()}
-    run.time(what | {"op": "unpack", "batch": 0}, calls, {}, replays=5)
+    run.time(what | {"op": "unpack", "batch": 0}, calls, {}, replays=5, graphs=False)  # waits for the device
 
 
-def tune(run: Run, rows: int, cols: int, name: str, batch: int, tiny: bool) -> None:
+def tune(run: Run, shape: tuple[int, int], layout: str, batch: int, tiny: bool) -> None:
     """Other ways to cut the work, for the table in `sparse_linear/gpu.py`."""
-    gpu = importlib.import_module("fewer.kernels.sparse_linear.gpu")
-    own = {  # rows, lanes, warps, shares
-        ("bitmask", 1): ((1, 64, 1), (2, 64, 1), (4, 64, 1), (2, 128, 2), (4, 128, 4), (1, 128, 1), (2, 64, 1, 2)),
-        ("nm", 1): ((1, 256, 1), (2, 128, 1), (4, 256, 4), (8, 128, 4), (2, 512, 4), (1, 512, 2), (4, 128, 2)),
-        ("tiles", 1): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 2, 4), (0, 256, 4, 4), (0, 256, 8, 2), (0, 128, 2, 8)),
-        ("bsr", 1): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 128, 4, 4), (0, 256, 4, 2)),
-        ("csr", 1): ((0, 256, 1), (0, 512, 2), (0, 1024, 4), (0, 256, 2), (0, 1024, 2)),
-        ("bitmask", 16): ((16, 64, 4, 1), (16, 64, 4, 4), (16, 128, 4, 4), (32, 64, 4, 4), (16, 64, 2, 8)),
-        ("nm", 16): ((16, 64, 4, 1), (16, 64, 4, 4), (16, 128, 4, 4), (32, 64, 4, 4), (16, 128, 8, 2)),
-        ("tiles", 16): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 2, 4), (0, 256, 4, 2), (0, 128, 4, 4)),
-        ("bsr", 16): ((0, 128, 4, 1), (0, 128, 4, 2), (0, 64, 4, 4), (0, 256, 4, 2)),
-    }[name, batch]
-    same = rotated(packed(rows, cols, 0.5)[name])
-    x = torch.randn(batch, cols, device=DEVICE).to(SMALL)
-    cuts = [gpu.Launch(*c) for c in own[: 2 if tiny else None]]
-    calls = {str(c): [partial(gpu.sparse_linear, x, w, None, c) for w in same] for c in cuts}
-    size = {str(c): same[0].bytes for c in cuts}
-    run.time(dict(op="tune", rows=rows, cols=cols, layout=name, batch=batch), calls, size, replays=12)
+    ours = kernels.load("sparse_linear", "gpu")
+    same, x = rotated(packed(*shape, 0.5)[layout]), normal(batch, shape[1])
+    calls = {
+        str(c): [partial(ours, x, w, None, c) for w in same] for c in launches(layout, batch)[: 2 if tiny else None]
+    }
+    what = dict(op="tune", rows=shape[0], cols=shape[1], layout=layout, batch=batch)
+    run.time(what, calls, dict.fromkeys(calls, same[0].bytes), replays=12)
 
 
 def top_k(run: Run, rows: int, cols: int, k: int) -> None:
@@ -197,7 +194,7 @@ def top_k(run: Run, rows: int, cols: int, k: int) -> None:
     def by_sort(s: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(s, dtype=torch.bool).scatter_(-1, s.argsort(-1, descending=True)[..., :k], True)
 
-    score = torch.randn(rows, cols, device=DEVICE)
+    score = normal(rows, cols, dtype=torch.float32)
     ours = partial(kernels.load("top_k", "gpu"), score, k)
     label = f"top_k [{rows}, {cols}] {k}"
     try:
@@ -207,13 +204,19 @@ def top_k(run: Run, rows: int, cols: int, k: int) -> None:
         bad = [f"{type(why).__name__}: {str(why)[:300]}"]
     run.found["checks"].append({"op": label, "dtype": "torch.float32", "cases": 1, "bad": bad})
     calls = {"ours": [ours], "torch topk": [partial(by_topk, score)], "torch sort": [partial(by_sort, score)]}
-    run.time(dict(op="top_k", rows=rows, cols=cols, k=k), calls, dict.fromkeys(calls, score.numel() * 5), replays=7)
+    run.time(
+        dict(op="top_k", rows=rows, cols=cols, k=k),
+        calls,
+        dict.fromkeys(calls, score.numel() * 5),
+        replays=7,
+        graphs=False,
+    )
 
 
 def launch(run: Run) -> None:
     """What a call takes when there is nothing to do."""
     ours = kernels.load("sparse_linear", "gpu")
-    x = torch.randn(1, 64, device=DEVICE).to(SMALL)
+    x = normal(1, 64)
     run.time(
         {"op": "launch"},
         {name: [partial(ours, x, w)] * (20 if device.CUDA else 1) for name, w in packed(64, 64, 0.5).items()},
@@ -254,6 +257,7 @@ def report(run: Run) -> None:
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--tiny", action="store_true", help="small shapes in the interpreter: does it run?")
+    parse.add_argument("--tune", action="store_true", help="also other ways to cut the work")
     parse.add_argument("--limit", type=float, default=430, help="seconds after which no further part is begun")
     args = parse.parse_args()
     shapes = [(32, 64), (16, 128)] if args.tiny else [(14336, 4096), (4096, 14336)]
@@ -273,10 +277,9 @@ def main() -> None:
             (4096, 65536, 64), (1, 58720256, 29360128), (14336, 4096, 2048)]:  # fmt: skip
             if "gpu" in kernels.backends("top_k"):
                 run.part(f"top_k [{rows}, {cols}]", top_k, rows, cols, k)
-        for batch in (1, 16):
-            for name in ("bitmask", "nm", "tiles", "csr", "bsr"):
-                for shape in shapes if (name, batch) != ("csr", 16) else ():
-                    run.part(f"tune {name} {batch} {shape}", tune, *shape, name, batch, args.tiny)
+        for layout, batch in CUTS if args.tune else ():
+            for shape in shapes:
+                run.part(f"tune {layout} {batch} {shape}", tune, shape, layout, batch, args.tiny)
     report(run)
 
 
