@@ -297,6 +297,7 @@ def main() -> int:
     equal = [(e["file"], e["where"], e["before"], e["after"]) for e in known]
     todo = [(m, text) for m, text in found if m.key not in equal]
     random.Random(0).shuffle(todo)
+    unseen = len(found) - len(todo)
     if asked.again:
         last = {(m["file"], m["where"], m["before"], m["after"]) for m in survivors(asked.out)}
         todo = [(m, text) for m, text in todo if m.key in last]
@@ -304,7 +305,7 @@ def main() -> int:
         importlib.import_module(name)
     sys.path[:0] = [str(SOURCE.parent), str(HERE)]
     ends = run(todo, asked.jobs, asked.budget_minutes)
-    return report(ends, len(found), len(found) - len(todo), asked.out)
+    return report(ends, len(found), unseen, asked.out)
 
 
 def survivors(out: pathlib.Path) -> list[dict]:
