@@ -1,0 +1,73 @@
+"""The tables of docs/kernels.md from a GPU's results: `python -m bench.kernels.table results/gpu-h200.json docs/kernels.md`."""
+
+import json
+import pathlib
+import re
+import sys
+
+NAMES = {"torch dense": "cuBLAS, nothing pruned", "torch semi-structured": "torch's own 2:4", "nm": "2:4"}
+Key = tuple[int, int, float, int, str]
+
+
+def linear(found: dict) -> list[str]:
+    """Microseconds, times faster than cuBLAS on the unpruned weight, and the part of the memory's speed that is reached."""
+    rows = {key(r): r for r in found["results"] if r["op"] == "sparse_linear"}
+    columns = [(r, c, b) for r, c in dict.fromkeys(k[:2] for k in rows) for b in (1, 16)]
+    head = [f"{r}x{c}, {b} token{'s' * (b > 1)}" for r, c, b in columns]
+    out = [f"| weights | kept | {' | '.join(head)} |", "|---|---|" + "---|" * len(columns)]
+    for density, name in sorted({(-k[2], k[4]) for k in rows}, key=lambda v: (-rank(v[1]), v[1], v[0])):
+        cells = [cell(rows.get((r, c, -density, b, name)), rows[r, c, 1.0, b, "torch dense"]) for r, c, b in columns]
+        kept = 0.5 if name == "torch semi-structured" else -density
+        out.append(f"| {NAMES.get(name, name)} | {kept:.0%} | {' | '.join(cells)} |")
+    return out
+
+
+def top_k(found: dict) -> list[str]:
+    """Milliseconds."""
+    rows: dict[tuple, dict[str, float]] = {}
+    for r in found["results"]:
+        if r["op"] == "top_k":
+            rows.setdefault((r["rows"], r["cols"], r["k"]), {})[r["name"]] = r["seconds"] * 1e3
+    out = ["| scores | k | ours | torch.topk | torch.argsort |", "|---|---|---|---|---|"]
+    for (n, cols, k), t in rows.items():
+        out.append(f"| {n}x{cols} | {k} | {t['ours']:.2f} | {t['torch topk']:.2f} | {t['torch sort']:.2f} |")
+    return out
+
+
+def key(r: dict) -> Key:
+    return r["rows"], r["cols"], r["density"], r["batch"], r["name"]
+
+
+def rank(name: str) -> int:
+    """torch first."""
+    return name.startswith("torch") + (name == "torch dense")
+
+
+def cell(r: dict | None, dense: dict) -> str:
+    if r is None:
+        return ""
+    times = f"{dense['seconds'] / r['seconds']:.2f}x, " if r is not dense else ""
+    return f"{r['seconds'] * 1e6:.1f} ({times}{r['of_bound']:.0%})"
+
+
+def text(found: dict) -> str:
+    here = found["machine"]
+    where = f"{here['gpu']}, torch {here['torch']}, Triton {here['triton']}, {here['date']}"
+    speed = f"{here['copy_bytes_per_second'] / 1e12:.2f} TB/s"
+    about = f"""`sparse_linear`, bfloat16, {where}: µs (times faster than cuBLAS on the unpruned weight, part of the time that
+reading the packed weight takes at {speed}), median of 20 replays of a CUDA graph over weights not in cache."""
+    return "\n".join([about, "", *linear(found), "", "`top_k`, float32, ms, launches included:", "", *top_k(found)])
+
+
+def main() -> None:
+    results, page = map(pathlib.Path, sys.argv[1:3])
+    old, mark = page.read_text(encoding="utf-8"), "<!-- gpu: {} -->"
+    begin, end = mark.format("begin"), mark.format("end")
+    made = f"{begin}\n{text(json.loads(results.read_text()))}\n{end}"
+    if begin not in old or end not in old:
+        raise ValueError(f"{page} has no {begin} and {end}: write them where the tables belong")
+    page.write_text(re.sub(f"{begin}.*?{end}", lambda _: made, old, flags=re.S), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
