@@ -62,8 +62,9 @@ def sparse_linear(
 
 def _is_two_four(w: Layout) -> bool:
     """2:4 that can be read as a byte of places and a word of four values at a time."""
-    whole = isinstance(w, Nm) and (w.n, w.m) == (2, 4) and w.shape[1] % 8 == 0
-    return whole and w.value.element_size() == 2 and w.value.data_ptr() % 8 == 0
+    if not isinstance(w, Nm) or (w.n, w.m) != (2, 4) or w.shape[1] % 8:
+        return False
+    return w.value.element_size() == 2 and w.value.data_ptr() % 8 == 0
 
 
 def _tokens(batch: int) -> int:
