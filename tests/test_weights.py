@@ -469,3 +469,17 @@ def test_erk_fills_no_map_beyond_its_rows():
     two = [Share("small", (5, 10), 0), Share("large", (20, 10), 0)]
     budgets = Erk().allocate(budget("95%"), two)  # 237: 50 and 187, of which 9 in each of 20 rows; 7 are left
     assert [b.keep for b in budgets] == [10, 9]
+
+
+def test_owl_leaves_a_tenth_of_the_share_even_where_there_are_no_outliers():
+    shares = [Share("a", (10, 100), 0, torch.tensor(0.3)), Share("b", (10, 100), 1, torch.tensor(0.0))]
+    first, second = Owl(spread=0.5).weigh(budget("20%"), shares)  # 0.2 + 0.5, and 0.2 - 0.5 is less than 0.02
+    assert first == pytest.approx(0.7) and second == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (24, 1)])
+def test_sparse_gpt_leaves_even_a_map_of_one_row_as_it_was(shape):
+    w, x = torch.randn(shape), torch.randn(50, shape[1])
+    before = w.clone()
+    SparseGpt().prune(w, budget("50% per tensor"), observe(SparseGpt.needs, w, x))
+    assert torch.equal(w, before)

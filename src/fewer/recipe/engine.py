@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -129,9 +128,8 @@ def _wave(walk: Walk, number: int, plan: Plan, wave: Sequence[int]) -> Iterator[
         step, act = plan.tasks[i].step, _act(plan.tasks[i].step)
         budgets = _within_layer(step, here[i], stats) or {s.name: plan.at(i, s) for s in here[i]}
         for site in here[i]:
-            start = time.perf_counter()
             change, stored = act(step.method, step.correctors, site, budgets[site.name], stats[site.name], walk.dtype)
-            yield _stamp(change, step, time.perf_counter() - start), stored
+            yield replace(change, step=step.what, budget=str(step.budget)), stored
             del stats[site.name]
 
 
@@ -193,10 +191,6 @@ def _divide(task: Task, i: int, signals: dict[tuple[int, str], Tensor]) -> dict[
 
 def _act(step: Step) -> Callable[..., tuple[Change, Any]]:
     return importlib.import_module(f"fewer.{step.axis}._act").act
-
-
-def _stamp(change: Change, step: Step, seconds: float) -> Change:
-    return replace(change, step=step.what, budget=str(step.budget), seconds=seconds)
 
 
 @contextlib.contextmanager
