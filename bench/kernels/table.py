@@ -1,4 +1,7 @@
-"""The tables of docs/kernels.md from a GPU's results: `python -m bench.kernels.table results/gpu-h200.json docs/kernels.md`."""
+"""The tables of docs/kernels.md from results: `python -m bench.kernels.table bench/kernels/results/gpu-h200.json docs/kernels.md`.
+
+Results of a GPU go between the markers `gpu: begin` and `gpu: end` of the page, those of a CPU between `cpu: begin` and `cpu: end`.
+"""
 
 import json
 import pathlib
@@ -6,6 +9,7 @@ import re
 import sys
 
 NAMES = {"torch dense": "cuBLAS, nothing pruned", "torch semi-structured": "torch's own 2:4", "nm": "2:4"}
+DENSE = "torch bfloat16"  # on a CPU: what ours is compared with
 Key = tuple[int, int, float, int, str]
 
 
@@ -34,6 +38,28 @@ def top_k(found: dict) -> list[str]:
     return out
 
 
+def on_cpu(found: dict) -> list[str]:
+    """Milliseconds, times faster than torch's bfloat16 linear on the unpruned weight."""
+    rows = {(r["density"], r["batch"], r["name"]): r for r in found["results"] if r["op"] == "sparse_linear"}
+    batches = sorted({b for _, b, _ in rows})
+    out = [f"| weights | kept | {' | '.join(f'{b} token' + 's' * (b > 1) for b in batches)} |"]
+    out.append("|---|---|" + "---|" * len(batches))
+    kept = sorted({d for d, _, _ in rows}, reverse=True)
+    names = dict.fromkeys(n for _, _, n in rows)
+    for name in sorted(names, key=lambda n: not n.startswith("torch")):
+        dense = name in ("torch float32", DENSE, "torch qint8")
+        for density in kept[:1] if dense else [d for d in kept if d < 1]:
+            found_here = [rows.get((density, b, name)) for b in batches]
+            if any(found_here):
+                cells = [_ms(r, rows[density, b, DENSE]) for r, b in zip(found_here, batches, strict=True)]
+                out.append(f"| {name} | {density:.0%} | {' | '.join(cells)} |")
+    return out
+
+
+def _ms(r: dict | None, dense: dict) -> str:
+    return "" if r is None else f"{r['seconds'] * 1e3:.2f} ({dense['seconds'] / r['seconds']:.2f}x)"
+
+
 def key(r: dict) -> Key:
     return r["rows"], r["cols"], r["density"], r["batch"], r["name"]
 
@@ -52,6 +78,12 @@ def cell(r: dict | None, dense: dict) -> str:
 
 def text(found: dict) -> str:
     here = found["machine"]
+    if "gpu" not in here:
+        size = next(f"{r['rows']}x{r['cols']}" for r in found["results"] if r["op"] == "sparse_linear")
+        where = f"{here['cpu']} ({here['vectors']}), {here['threads']} threads, torch {here['torch']}, {here['date']}"
+        about = f"""`sparse_linear`, {size}, {where}, reading {here["read_bytes_per_second"] / 1e9:.0f} GB/s: ms, median of interleaved runs over
+rotated buffers (times faster than torch's bfloat16 linear on the unpruned weight in the same run)."""
+        return "\n".join([about, "", *on_cpu(found), "", "`top_k`, float32, ms:", "", *top_k(found)])
     where = f"{here['gpu']}, torch {here['torch']}, Triton {here['triton']}, {here['date']}"
     speed = f"{here['copy_bytes_per_second'] / 1e12:.2f} TB/s"
     about = f"""`sparse_linear`, bfloat16, {where}: µs (times faster than cuBLAS on the unpruned weight, part of the time that
@@ -61,9 +93,10 @@ reading the packed weight takes at {speed}), median of 20 replays of a CUDA grap
 
 def main() -> None:
     results, page = map(pathlib.Path, sys.argv[1:3])
-    old, mark = page.read_text(encoding="utf-8"), "<!-- gpu: {} -->"
+    found = json.loads(results.read_text())
+    old, mark = page.read_text(encoding="utf-8"), f"<!-- {'gpu' if 'gpu' in found['machine'] else 'cpu'}: {{}} -->"
     begin, end = mark.format("begin"), mark.format("end")
-    made = f"{begin}\n{text(json.loads(results.read_text()))}\n{end}"
+    made = f"{begin}\n{text(found)}\n{end}"
     if begin not in old or end not in old:
         raise ValueError(f"{page} has no {begin} and {end}: write them where the tables belong")
     page.write_text(re.sub(f"{begin}.*?{end}", lambda _: made, old, flags=re.S), encoding="utf-8")
