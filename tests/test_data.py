@@ -134,6 +134,13 @@ def test_chains_of_any_number_and_length_lead_to_their_number(size):
         assert len(lines) == size.get("chains", 1) * size.get("length", 4)
 
 
+def test_filler_that_looks_like_what_is_planted_is_left_out():
+    trap = "HPALET = HANDLE\nBAKOMI = 12345\n# note: not a code\n    'bakomi': 482,\nTABLE = {\n"
+    filler = [Document("trap", (trap + "x = 1\n") * 30)]
+    (task,) = variables(Letters(), tokens=900, filler=filler)
+    assert "x = 1" in task.prompt and not any(line in task.prompt for line in trap.splitlines())
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("tokens", [1500, 4096])
 def test_a_conversation_has_the_length_that_was_asked_for(kind, tokens):

@@ -6,12 +6,15 @@ loses what stands far back loses the answer. Everything is drawn from the seed; 
 
 import functools
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .stdlib import Document, stdlib
 from .windows import encode, opener_of
 
+# Code that could be taken for what is planted (ctypes has `HBITMAP = HANDLE` and shorter ones) is no filler.
+PLANTED = re.compile(r"# note: .*|[A-Z]{6} = (\d{5}|[A-Z]{6})|TABLE = \{|\s*'[a-z]{6}': \d{3},")
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -203,6 +206,7 @@ def _code(files: Sequence[Document], draw: random.Random) -> Iterator[str]:
     while True:
         for file in draw.sample(files, len(files)):
             lines = [line for line in file.text.splitlines() if line.strip() and len(line) <= 120]
+            lines = [line for line in lines if not PLANTED.fullmatch(line)]
             stop = draw.randint(min(len(lines), 1), len(lines))
             found += stop
             yield from reversed(lines[max(0, stop - 200) : stop])
