@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fewer.recipe.store import Store, exchange
@@ -61,6 +62,18 @@ def test_a_full_disk_leaves_the_old_result(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         Store(tmp_path / "out", key="a", force=True).tensors("m.safetensors", {"w": torch.ones(2)})
     assert (tmp_path / "out" / "old").read_text() == "old"
+
+
+def test_a_write_that_fails_says_where_and_what_to_do(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("fewer.recipe.store.save_file", full)
+    store = Store(tmp_path / "out", key="a")
+    with pytest.raises(
+        OSError, match=r"m.safetensors cannot be written to .*out.partial: .*No space left.*goes on with it"
+    ):
+        store.tensors("m.safetensors", {"w": torch.ones(2)})
 
 
 def test_a_kill_in_the_middle_leaves_the_old_result_and_whole_files(tmp_path):

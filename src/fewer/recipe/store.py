@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -59,7 +60,13 @@ class Store:
     def tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
         part = self.partial / f".{name}.part"
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(whole, part, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(whole, part, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as wrong:  # a full disk, say
+            raise OSError(
+                f"{name} cannot be written to {self.partial}: {wrong}; what is finished stays there, and the same command "
+                "goes on with it"
+            ) from wrong
         self._settle(part, name)
 
     def _settle(self, part: Path, name: str) -> None:
