@@ -225,3 +225,19 @@ def test_not_finite_weights_on_disk_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj: NaN or infinite weights"):
         sparsify(tmp_path / "source", "weights/magnitude 50%", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_taken_is_refused_before_the_model_is_touched(tmp_path):
+    model = build("llama")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="exists; write --force"):
+        sparsify(model, "weights/magnitude 50%", out=tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "phi3"])
+def test_fused_maps_are_stored_as_small_as_their_checkpoint(name, tmp_path):
+    build(name).to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    sparsify(tmp_path / "source", "weights/wanda 50% + eora(rank=2)", data(name), out=tmp_path / "out")
+    packed = [m for m in load(tmp_path / "out").modules() if isinstance(m, SparseLinear)]
+    assert packed and {t.dtype for m in packed for t in (m.value, m.left, m.right)} == {torch.bfloat16}

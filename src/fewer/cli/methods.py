@@ -19,8 +19,6 @@ def methods(
 
     Examples: `fewer methods` · `fewer methods weights` · `fewer methods weights --json`
     """
-    if axis is not None and axis not in axes():
-        raise LookupError(f"no axis {axis!r}; there are: {', '.join(axes())}")
     cards = [card(name) for a in ([axis] if axis else axes()) for name in names(a)]
     if json:
         return lines(c.as_dict() for c in cards)

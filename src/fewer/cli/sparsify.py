@@ -33,10 +33,10 @@ def sparsify(
     """
     from fewer.recipe import recipe
     from fewer.recipe import sparsify as do
+    from fewer.recipe.store import check_place
 
     todo = recipe(steps[0] if len(steps) == 1 else steps)
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; write --force to replace it once the new one is whole")
+    check_place(out, force)
     place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
     with _Bar(json) as bar:
         applied = do(place, todo, tokens, out=out, force=force, dense=dense, progress=bar)

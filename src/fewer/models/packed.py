@@ -134,9 +134,10 @@ def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, 
     """
     site = parts[0][0]
     whole = Site(site.name, site.module, transposed=site.transposed).read()
-    dense, keep = whole.clone(), torch.ones_like(whole, dtype=torch.bool)
+    dtype = parts[0][1].tensors()["value"].dtype  # what is stored may be smaller than what the module computes in
+    dense, keep = whole.to(dtype, copy=True), torch.ones_like(whole, dtype=torch.bool)
     ranks = [0 if low is None else len(low[1]) for _, _, low in parts]
-    left = whole.new_zeros(len(whole), sum(ranks))
+    left = dense.new_zeros(len(whole), sum(ranks))
     for i, (place, layout, low) in enumerate(parts):
         rows = slice(None) if place.part is None else place.part
         dense[rows], keep[rows] = layout.dense(), layout.keep()

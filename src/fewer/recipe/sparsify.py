@@ -22,7 +22,7 @@ from .engine import Plan, Progress, divide, plan, run
 from .pack import packed
 from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest
 from .steps import VERSION, recipe
-from .store import Store
+from .store import Store, check_place
 
 
 def sparsify(
@@ -43,6 +43,8 @@ def sparsify(
     statistics; `dense=True` writes plain tensors with zeros instead of packed ones.
     """
     todo = recipe(steps)
+    if out is not None:
+        check_place(out, force)
     if isinstance(model, nn.Module):
         applied = keep(model, plan(model, todo), data, progress)
         if out is not None:

@@ -16,6 +16,15 @@ from torch import Tensor
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
+def check_place(out: str | Path, force: bool) -> None:
+    """Refuse, before any work, a place where nothing can be put."""
+    out = Path(out)
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; write --force (force=True) to replace it once the new one is whole")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no directory to write {out.name} in")
+
+
 class Store:
     """A directory in the making: `OUT.partial` until `finish` moves it to `OUT`.
 
@@ -26,10 +35,7 @@ class Store:
     def __init__(self, out: str | Path, key: str, force: bool = False):
         self.out = Path(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
-        if self.out.exists() and not force:
-            raise ValueError(f"{self.out} exists; write --force (force=True) to replace it once the new one is whole")
-        if not self.out.parent.is_dir():
-            raise ValueError(f"{self.out.parent} is no directory to write {self.out.name} in")
+        check_place(self.out, force)
         if self.partial.exists() and self._key() != key:
             shutil.rmtree(self.partial)  # another job's leavings
         self.partial.mkdir(exist_ok=True)
