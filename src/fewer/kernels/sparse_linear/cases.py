@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewer.layout import Bitmask, Bsr, Csr, Dense, Layout, Nm, Tiles
+from fewer.layout import Bitmask, Bsr, Csr, Dense, Gaps, Layout, Nm, Tiles
 
 #        rows, cols, batch shape
 SHAPES = ((1, 1, (1,)), (3, 129, (3,)), (16, 300, ()), (17, 64, (2, 2)), (48, 128, (17,)))
@@ -22,7 +22,7 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple]:
         for w in weights(random(rows, cols), make):
             yield x.to(device), w.to(device), bias.to(device) if rows % 2 else None
     x, nothing = random(1, 40), random(8, 40)
-    for empty in (Csr, Bitmask, Tiles):
+    for empty in (Csr, Bitmask, Tiles, Gaps):
         yield x.to(device), empty.pack(nothing, torch.zeros_like(nothing, dtype=torch.bool)).to(device), None
 
 
@@ -33,6 +33,7 @@ def weights(w: Tensor, make: torch.Generator) -> Iterator[Layout]:
     yield Csr.pack(w, keep)
     yield Bitmask.pack(w, keep)
     yield Dense.pack(w, keep)
+    yield Gaps.pack(w, keep)
     for n, m in ((2, 4), (1, 4), (3, 8)):
         if cols % m == 0:
             rank = torch.rand(rows, cols // m, m, generator=make).argsort(-1).argsort(-1)

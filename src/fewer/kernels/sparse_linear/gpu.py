@@ -1,4 +1,4 @@
-"""sparse_linear with Triton: up to 16 tokens, bound by memory; beyond, and for other layouts, dense."""
+"""sparse_linear on a GPU: up to 16 tokens in CUDA C++ or Triton, bound by memory; beyond, and for other layouts, dense."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
 
-from . import _gpu, dense
+from . import _cuda, _gpu, dense
 
 MOST = 16  # tokens; beyond, the product is bound by arithmetic, and cuBLAS on the unpacked weight is faster
 
@@ -45,6 +45,8 @@ def sparse_linear(
     """`launch` replaces the table's entry, for the benchmark that fills it."""
     flat = x.reshape(-1, x.shape[-1])
     batch, (rows, cols) = len(flat), w.shape
+    if launch is None and x.is_cuda and _cuda.able(flat, w):
+        return _cuda.multiply(flat, w, bias).reshape(*x.shape[:-1], rows)
     able = w.name in TABLE and 0 < batch <= MOST and x.dtype != torch.float64 and rows and cols
     if not able or (isinstance(w, Nm) and (not w.n or w.m & (w.m - 1) or w.m > 16)):
         return dense.sparse_linear(x, w, bias)
