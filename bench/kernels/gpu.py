@@ -21,15 +21,18 @@ import torch
 from torch.nn import functional as F
 
 import fewer.kernels as kernels
-from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
+from fewer.layout import Bitmask, Bsr, Csr, Gaps, Layout, Nm, Tiles
 
 from . import _device as device
 from ._cuts import CUTS, launches
 from ._measure import copies
+from ._report import report
 
 DEVICE = "cuda" if device.CUDA else "cpu"
 SMALL = torch.bfloat16 if device.CUDA else torch.float16  # the interpreter has no bfloat16 to be trusted
 BATCHES = (1, 4, 16)
+MANY = (256, 1024, 4096)  # tokens of a prompt
+NM = {0.5: (2, 4), 0.125: (1, 8)}
 
 
 class Run:
@@ -114,10 +117,11 @@ def packed(rows: int, cols: int, density: float) -> dict[str, Layout]:
     keep, tall = random(rows, cols) < density, (random(rows // 16, cols) < density).repeat_interleave(16, 0)
     square = (random(rows // 16, cols // 16) < density).repeat_interleave(16, 0).repeat_interleave(16, 1)
     out: dict[str, Layout] = {"bitmask": Bitmask.pack(w, keep), "tiles": Tiles.pack(w, tall, height=16)}
-    out |= {"csr": Csr.pack(w, keep), "bsr": Bsr.pack(w, square, unit=(16, 16))}
-    if density == 0.5:
-        pattern = random(rows, cols // 4, 4).argsort(-1).argsort(-1) < 2
-        out["nm"] = Nm.pack(w, pattern.reshape(rows, cols), m=4)
+    out |= {"csr": Csr.pack(w, keep), "bsr": Bsr.pack(w, square, unit=(16, 16)), "gaps": Gaps.pack(w, keep)}
+    if density in NM:
+        n, m = NM[density]
+        pattern = random(rows, cols // m, m).argsort(-1).argsort(-1) < n
+        out["nm"] = Nm.pack(w, pattern.reshape(rows, cols), m=m)
     return {name: dataclasses.replace(v, value=v.value.contiguous()) for name, v in out.items()}
 
 
@@ -133,7 +137,7 @@ def large(run: Run, rows: int, cols: int) -> None:
                 bad += [] if error < 5e-3 else [f"{name} batch {batch}: relative error {error:.1e}"]
             except Exception as why:
                 bad.append(f"{name} batch {batch}: {type(why).__name__}: {str(why)[:300]}")
-    run.found["checks"].append({"op": f"sparse_linear {rows}x{cols}", "dtype": str(SMALL), "cases": 15, "bad": bad})
+    run.found["checks"].append({"op": f"sparse_linear {rows}x{cols}", "dtype": str(SMALL), "cases": 18, "bad": bad})
 
 
 def rotated(w, least: int = 2) -> list:
@@ -172,6 +176,26 @@ def sparse(run: Run, rows: int, cols: int, density: float) -> None:
         run.time(what | {"batch": batch, "stored": str(SMALL)[6:]}, calls, {n: w.bytes for n, w in layouts.items()})
     calls = {name: [w.dense for w in ws] for name, ws in same.items()}
     run.time(what | {"op": "unpack", "batch": 0}, calls, {}, replays=5, graphs=False)  # waits for the device
+
+
+def prompt(run: Run, rows: int, cols: int) -> None:
+    """2:4 with many tokens: ours (cuSPARSELt, planned once), torch's own, and cuBLAS on the same weight."""
+    w = packed(rows, cols, 0.5)["nm"]
+    masked, ours = w.dense(), kernels.load("sparse_linear", "gpu")
+    for tokens in MANY if device.CUDA else (16,):
+        x = normal(tokens, cols)
+        calls = {"torch dense": [partial(F.linear, x, masked)] * 2, "nm": [partial(ours, x, w)] * 2}
+        if device.CUDA:
+            semi = torch.sparse.to_sparse_semi_structured(masked)
+            calls["torch semi-structured"] = [partial(F.linear, x, semi)] * 2
+            error = (ours(x[:64], w).double() - x[:64].double() @ masked.double().T).norm()
+            error = float(error / (x[:64].double() @ masked.double().T).norm())
+            found = {"op": f"2:4 {rows}x{cols} {tokens} tokens", "dtype": str(SMALL), "cases": 1}
+            run.found["checks"].append(found | {"bad": [] if error < 5e-3 else [f"relative error {error:.1e}"]})
+        what = dict(op="sparse_linear", rows=rows, cols=cols, density=0.5, batch=tokens, stored=str(SMALL)[6:])
+        run.time(what, calls, {}, replays=8)
+        if device.CUDA:  # launched one by one, the host's share counts too
+            run.time(what | {"op": "launched"}, calls, {}, replays=8, graphs=False)
 
 
 def tune(run: Run, shape: tuple[int, int], layout: str, batch: int, tiny: bool) -> None:
@@ -224,36 +248,6 @@ def launch(run: Run) -> None:
     )
 
 
-def report(run: Run) -> None:
-    """A compact table, last."""
-    found, torchs = run.found, {}
-    print(json.dumps(found["machine"]))
-    for c in found["checks"]:
-        state = "ok" if not c["bad"] else f"{len(c['bad'])} BAD: {c['bad'][:2]}"
-        print(f"check {c['op']} {c['dtype'][6:]}: {c['cases']} cases {state}"[:700])
-    for r in found["results"]:
-        if r["name"] in ("torch dense", "torch topk"):
-            torchs[r["op"], r["rows"], r["cols"], r.get("batch")] = r["seconds"]
-    best: dict[tuple, dict] = {}
-    for r in found["results"]:
-        if r["op"] == "tune":
-            key = (r["layout"], r["batch"], r["rows"])
-            best[key] = min(best.get(key, r), r, key=lambda q: q["seconds"])
-    for (layout, batch, rows), r in best.items():
-        print(
-            f"tune {layout:8} batch {batch:2} rows {rows:5} {r['seconds'] * 1e6:7.1f} us {r['of_bound']:4.0%} {r['name']}"
-        )
-    for r in found["results"]:
-        if r["op"] in ("sparse_linear", "top_k"):
-            times = torchs.get((r["op"], r["rows"], r["cols"], r.get("batch")), float("nan")) / r["seconds"]
-            what = f"d{r['density']:.1f} b{r['batch']:<2}" if "density" in r else f"k{r['k']}"
-            micro = f"{r['seconds'] * 1e6:9.1f} us ({r['q25'] * 1e6:.1f}-{r['q75'] * 1e6:.1f})"
-            print(f"{r['rows']}x{r['cols']} {what} {r['name']:22} {micro} x{times:.2f} {r.get('of_bound', 0):4.0%}")
-    for name, why in found["failed"].items():
-        print(f"FAILED {name}: {why}"[:300])
-    print(json.dumps({"seconds": round(time.time() - run.begin), "skipped": found["skipped"]}))
-
-
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--tiny", action="store_true", help="small shapes in the interpreter: does it run?")
@@ -271,8 +265,9 @@ def main() -> None:
         run.part("launch", launch)
         for shape in shapes:
             run.part(f"dense {shape}", dense, *shape)
-            for density in (0.5, 0.3, 0.1):
+            for density in (0.5, 0.3, 0.125, 0.1):
                 run.part(f"sparse {shape} {density}", sparse, *shape, density)
+            run.part(f"prompt {shape}", prompt, *shape)
         for rows, cols, k in [(64, 256, 8), (1, 5000, 50)] if args.tiny else [
             (4096, 65536, 64), (1, 58720256, 29360128), (14336, 4096, 2048)]:  # fmt: skip
             if "gpu" in kernels.backends("top_k"):
@@ -280,7 +275,7 @@ def main() -> None:
         for layout, batch in CUTS if args.tune else ():
             for shape in shapes:
                 run.part(f"tune {layout} {batch} {shape}", tune, shape, layout, batch, args.tiny)
-    report(run)
+    report(run.found)
 
 
 if __name__ == "__main__":

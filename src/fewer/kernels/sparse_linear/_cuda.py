@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -28,10 +28,15 @@ class Cut:
     ahead: int = 2
 
 
-CUTS = {1: Cut(), 2: Cut(), 4: Cut(), 8: Cut(512, 2, 1)}
+#                tokens: long rows, short rows
+GAPS = {1: (Cut(512, 2, 2), Cut(1024, 2, 1)), 2: (Cut(512, 2, 2), Cut(1024, 1, 1))}
+GAPS |= {4: (Cut(512, 1, 2), Cut(1024, 1, 1)), 8: (Cut(512, 1, 1), Cut(1024, 1, 1))}
+NM = {1: (Cut(1024, 2, 2), Cut(1024, 1, 2)), 2: (Cut(512, 2, 2), Cut(1024, 1, 2))}
+NM |= {4: (Cut(512, 1, 2), Cut(1024, 1, 2)), 8: (Cut(512, 1, 2), Cut(1024, 1, 2))}
+LONG = 1024  # survivors a row: four steps of a warp
 
 
-def able(x: Tensor, w: Layout) -> bool:
+def able(w: Layout, x: Tensor) -> TypeGuard[Gaps | Nm]:
     """Whether a kernel here takes these: 16-bit weights and inputs of one kind, few tokens, N:M in whole eights."""
     few = 0 < len(x) <= MOST and compiler() is not None
     if not few or x.dtype not in (torch.bfloat16, torch.float16) or not isinstance(w, Gaps | Nm):
@@ -57,11 +62,17 @@ def multiply(x: Tensor, w: Gaps | Nm, bias: Tensor | None, cut: Cut | None = Non
         part = x[done : done + tokens]
         padded = part if len(part) == tokens else torch.nn.functional.pad(part, (0, 0, 0, tokens - len(part)))
         here = out[done : done + tokens] if len(part) == tokens else out.new_empty(tokens, rows)
-        _launch(padded.contiguous(), w, bias, here, cut or CUTS[tokens])
+        _launch(padded.contiguous(), w, bias, here, cut or cut_for(w, tokens))
         if len(part) < tokens:
             out[done:] = here[: len(part)]
         done += tokens
     return out
+
+
+def cut_for(w: Gaps | Nm, tokens: int) -> Cut:
+    """From the tables, which `python -m bench.kernels.gpu --tune` fills."""
+    short = w.value.numel() < LONG * w.shape[0]
+    return (GAPS if isinstance(w, Gaps) else NM)[tokens][short]
 
 
 def _launch(x: Tensor, w: Gaps | Nm, bias: Tensor | None, out: Tensor, cut: Cut) -> None:

@@ -1,21 +1,26 @@
 """2:4 with many tokens by NVIDIA's cuSPARSELt: the matrix units skip the zeros.
 
-torch wraps the same library, but sets up handle, descriptors, algorithm and plan anew at every call (0.7 ms on the host, longer
-than the product itself) and writes the result in an order for which the library has slow kernels only. Here a plan
-is made once for a shape, with the fastest algorithm as timed on the spot. Structures are opaque bytes (cusparseLt.h).
+torch wraps the same library, but makes descriptors, algorithm and plan anew at every call (0.7 ms on the host, often longer
+than the product itself), and takes the library's first algorithm, which is among its slow ones. Here a plan is made once for
+a shape, with the algorithm that was fastest when all were tried on the spot. Structures are opaque bytes (cusparseLt.h).
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from fewer.layout import Layout, Nm
+
 KINDS = {torch.bfloat16: 14, torch.float16: 2}  # cudaDataType
 ROW, COLUMN, PLAIN, TURNED, HALF_KEPT, FLOAT32 = 2, 1, 0, 1, 0, 2  # cusparseOrder_t, cusparseOperation_t, ...
-BIAS_POINTER, ALGORITHM, LAST_ALGORITHM = 8, 0, 1  # attributes of a product, of a choice of algorithm
+ALGORITHM, LAST_ALGORITHM = 0, 1  # attributes of a choice of algorithm
+LEAST, EIGHT = 16, 8  # rows and columns that a matrix has at least; what all its sizes are multiples of
 ALIGN, OPAQUE = 16, 16384  # bytes; no structure of any version is larger
 
 
@@ -63,64 +68,121 @@ def _matrix(h: _Opaque, rows: int, cols: int, kind: int, order: int = ROW, spars
 
 @dataclass(eq=False)
 class Plan:
-    """The product of one shape: `out = w @ x.T` for `w` [rows, cols] and `x` [tokens, cols], or its transpose."""
+    """`out = x @ w.T` for `w` [rows, cols] and `x` [tokens, cols], ready to run."""
 
     handle: _Opaque
     plan: _Opaque
-    parts: tuple[Any, ...]  # what the library keeps pointers to
+    parts: tuple[_Opaque, ...]  # what the library keeps pointers to
     workspace: Tensor
 
     def run(self, w: Tensor, x: Tensor, out: Tensor) -> None:
-        one, none, stream = (
-            ctypes.c_float(1),
-            ctypes.c_float(0),
-            ctypes.c_void_p(torch.cuda.current_stream().cuda_stream),
+        one, none = ctypes.c_float(1), ctypes.c_float(0)
+        stream = ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
+        a, b, d, room = (ctypes.c_void_p(t.data_ptr()) for t in (w, x, out, self.workspace))
+        factors = ctypes.byref(one), ctypes.byref(none)
+        _do("Matmul", self.handle.at, self.plan.at, factors[0], a, b, factors[1], d, d, room, ctypes.byref(stream), 1)
+
+
+class _Product:
+    """The description of a product, from which plans are made: sparse `w` on the left, and the result by columns.
+
+    By columns, [rows, tokens] is [tokens, rows] as torch lays it out.
+    """
+
+    def __init__(self, rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int) -> None:
+        self.handle, self.device, kind = _handle(device), device, KINDS[dtype]
+        w = _matrix(self.handle, rows, cols, kind, sparse=True)
+        x, out = _matrix(self.handle, tokens, cols, kind), _matrix(self.handle, rows, tokens, kind, COLUMN)
+        self.product, self.choice = _Opaque(), _Opaque()
+        self.parts = (w, x, out, self.product, self.choice)
+        sides = (w.at, x.at, out.at, out.at)
+        _do("MatmulDescriptorInit", self.handle.at, self.product.at, PLAIN, TURNED, *sides, FLOAT32)
+        _do("MatmulAlgSelectionInit", self.handle.at, self.choice.at, self.product.at, 0)
+
+    @property
+    def algorithms(self) -> range:
+        last = ctypes.c_int()
+        size = ctypes.c_size_t(4)
+        _do("MatmulAlgGetAttribute", self.handle.at, self.choice.at, LAST_ALGORITHM, ctypes.byref(last), size)
+        return range(last.value)
+
+    def plan(self, algorithm: int) -> Plan:
+        number, size, plan = ctypes.c_int(algorithm), ctypes.c_size_t(), _Opaque()
+        at = (self.handle.at, self.choice.at)
+        _do("MatmulAlgSetAttribute", *at, ALGORITHM, ctypes.byref(number), ctypes.c_size_t(4))
+        _do("MatmulPlanInit", self.handle.at, plan.at, self.product.at, self.choice.at)
+        _do("MatmulGetWorkspace", self.handle.at, plan.at, ctypes.byref(size))
+        return Plan(
+            self.handle, plan, self.parts, torch.empty(max(size.value, 1), dtype=torch.uint8, device=self.device)
         )
-        w_, x_, out_, room = (ctypes.c_void_p(t.data_ptr()) for t in (w, x, out, self.workspace))
-        _do(
-            "Matmul",
-            self.handle.at,
-            self.plan.at,
-            ctypes.byref(one),
-            w_,
-            x_,
-            ctypes.byref(none),
-            out_,
-            out_,
-            room,
-            ctypes.byref(stream),
-            1,
-        )
 
 
-def make(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int, order: int, algorithm: int) -> Plan:
-    """`order` ROW: out is [rows, tokens]; COLUMN: the same numbers as [tokens, rows]."""
-    h, kind = _handle(device), KINDS[dtype]
-    a = _matrix(h, rows, cols, kind, sparse=True)
-    b = _matrix(h, tokens, cols, kind)
-    d = _matrix(h, rows, tokens, kind, order)
-    product, choice, plan = _Opaque(), _Opaque(), _Opaque()
-    _do("MatmulDescriptorInit", h.at, product.at, PLAIN, TURNED, a.at, b.at, d.at, d.at, FLOAT32)
-    _do("MatmulAlgSelectionInit", h.at, choice.at, product.at, 0)
-    number = ctypes.c_int(algorithm)
-    _do("MatmulAlgSetAttribute", h.at, choice.at, ALGORITHM, ctypes.byref(number), ctypes.c_size_t(4))
-    _do("MatmulPlanInit", h.at, plan.at, product.at, choice.at)
-    size = ctypes.c_size_t()
-    _do("MatmulGetWorkspace", h.at, plan.at, ctypes.byref(size))
-    workspace = torch.empty(max(size.value, 1), dtype=torch.uint8, device=device)
-    return Plan(h, plan, (a, b, d, product, choice), workspace)
+def able(w: Layout, x: Tensor) -> TypeGuard[Nm]:
+    """Whether the library takes these: 2:4 in 16 bits, sizes in eights, and a plan that is there or can be made."""
+    if not isinstance(w, Nm) or (w.n, w.m) != (2, 4) or x.dtype not in KINDS or w.value.dtype != x.dtype:
+        return False
+    return min(w.shape) >= LEAST and not any(size % EIGHT for size in w.shape) and library() is not None
 
 
-def algorithms(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int, order: int) -> int:
-    """How many algorithms the library has for this product."""
-    h, kind = _handle(device), KINDS[dtype]
-    a, b, d = (
-        _matrix(h, rows, cols, kind, sparse=True),
-        _matrix(h, tokens, cols, kind),
-        _matrix(h, rows, tokens, kind, order),
+def multiply(x: Tensor, w: Nm, bias: Tensor | None) -> Tensor:
+    """`x @ w.T + bias` for `x` [tokens, in], in the dtype of `x`. The first call packs `w` as the library wants it.
+
+    That packed form stays as long as `w` does: 9 bits a weight more.
+    """
+    tokens = -(-len(x) // EIGHT) * EIGHT
+    padded = torch.nn.functional.pad(x, (0, 0, 0, tokens - len(x))) if tokens > len(x) else x
+    out = x.new_empty(tokens, w.shape[0])
+    _plan(*w.shape, tokens, x.dtype, x.device.index or 0).run(_packed(w), padded.contiguous(), out)
+    out = out[: len(x)]
+    return out if bias is None else out.add_(bias)
+
+
+_ready: "WeakKeyDictionary[Nm, Tensor]" = WeakKeyDictionary()
+
+
+def _packed(w: Nm) -> Tensor:
+    if w not in _ready:
+        _ready[w] = torch._cslt_compress(w.dense())
+    return _ready[w]
+
+
+@lru_cache(maxsize=256)
+def _plan(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int) -> Plan:
+    bucket = 1 << (tokens - 1).bit_length()  # the fastest algorithm is sought once for a size and its half
+    return _Product(rows, cols, tokens, dtype, device).plan(_fastest(rows, cols, bucket, dtype, device))
+
+
+@cache
+def _fastest(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int) -> int:
+    """The algorithm of the least time, each run a few times on random numbers. Not while a graph is captured."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("2:4 times its algorithms at the first call of a size: make that call before you capture it")
+    w = torch.randn(rows, cols, device=device, dtype=dtype) * torch.tensor([1, 0, 1, 0], device=device).repeat(
+        cols // 4
     )
-    product, choice, last = _Opaque(), _Opaque(), ctypes.c_int()
-    _do("MatmulDescriptorInit", h.at, product.at, PLAIN, TURNED, a.at, b.at, d.at, d.at, FLOAT32)
-    _do("MatmulAlgSelectionInit", h.at, choice.at, product.at, 0)
-    _do("MatmulAlgGetAttribute", h.at, choice.at, LAST_ALGORITHM, ctypes.byref(last), ctypes.c_size_t(4))
-    return last.value
+    x, out = torch.randn(tokens, cols, device=device, dtype=dtype), w.new_empty(tokens, rows)
+    sparse, product, best = (
+        torch._cslt_compress(w.to(dtype)),
+        _Product(rows, cols, tokens, dtype, device),
+        (torch.inf, 0),
+    )
+    for number in product.algorithms:
+        try:
+            plan = product.plan(number)
+            plan.run(sparse, x, out)
+        except RuntimeError:  # not for this size
+            continue
+        best = min(best, (_time(lambda plan=plan: plan.run(sparse, x, out)), number))  # type: ignore[misc]
+    return best[1]
+
+
+def _time(run: Callable[[], None]) -> float:
+    times = []
+    for _ in range(5):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times)[2]

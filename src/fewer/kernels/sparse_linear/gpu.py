@@ -1,4 +1,4 @@
-"""sparse_linear on a GPU: up to 16 tokens in CUDA C++ or Triton, bound by memory; beyond, and for other layouts, dense."""
+"""sparse_linear on a GPU: few tokens in CUDA C++ or Triton, bound by memory; many by cuSPARSELt for 2:4, else dense."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
 
-from . import _cuda, _gpu, dense
+from . import _cuda, _cusparselt, _gpu, dense
 
-MOST = 16  # tokens; beyond, the product is bound by arithmetic, and cuBLAS on the unpacked weight is faster
+FEW_TOKENS = 8  # beyond, 2:4 goes to the matrix units
+MOST = (
+    16  # tokens; beyond, but for 2:4, the product is bound by arithmetic, and cuBLAS on the unpacked weight is faster
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ def sparse_linear(
     """`launch` replaces the table's entry, for the benchmark that fills it."""
     flat = x.reshape(-1, x.shape[-1])
     batch, (rows, cols) = len(flat), w.shape
-    if launch is None and x.is_cuda and _cuda.able(flat, w):
+    if launch is None and x.is_cuda and batch > FEW_TOKENS and _cusparselt.able(w, flat):
+        return _cusparselt.multiply(flat, w, bias).reshape(*x.shape[:-1], rows)
+    if launch is None and x.is_cuda and _cuda.able(w, flat):
         return _cuda.multiply(flat, w, bias).reshape(*x.shape[:-1], rows)
     able = w.name in TABLE and 0 < batch <= MOST and x.dtype != torch.float64 and rows and cols
     if not able or (isinstance(w, Nm) and (not w.n or w.m & (w.m - 1) or w.m > 16)):
