@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from functools import partial
@@ -38,12 +39,15 @@ NM = {0.5: (2, 4), 0.125: (1, 8)}
 class Run:
     """What has been found so far; written after each part, so that a later failure loses nothing."""
 
-    def __init__(self, limit: float):
+    def __init__(self, limit: float, parts: str = ""):
+        self.wanted = re.compile(parts)
         self.begin, self.limit, self.bandwidth = time.time(), limit, device.copy_bandwidth()
         self.found: dict = {"machine": device.machine(self.bandwidth), "checks": [], "results": [], "failed": {}}
         self.found["skipped"] = []
 
     def part(self, name: str, do, *args) -> None:
+        if not self.wanted.search(name):
+            return
         if time.time() - self.begin > self.limit:
             self.found["skipped"].append(name)
             return
@@ -253,9 +257,10 @@ def main() -> None:
     parse.add_argument("--tiny", action="store_true", help="small shapes in the interpreter: does it run?")
     parse.add_argument("--tune", action="store_true", help="also other ways to cut the work")
     parse.add_argument("--limit", type=float, default=430, help="seconds after which no further part is begun")
+    parse.add_argument("--parts", default="", help="only parts whose name this finds, such as 'dense|sparse|prompt'")
     args = parse.parse_args()
     shapes = [(32, 64), (16, 128)] if args.tiny else [(14336, 4096), (4096, 14336)]
-    run = Run(args.limit)
+    run = Run(args.limit, args.parts)
     with torch.no_grad():
         for op in kernels.operations():
             for dtype in (torch.float32, torch.float16, torch.bfloat16)[: None if device.CUDA else 2]:
