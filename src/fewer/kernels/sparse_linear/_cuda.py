@@ -16,7 +16,7 @@ from fewer.layout import Gaps, Layout, Nm
 
 SOURCE = pathlib.Path(__file__).with_name("gather.cu")
 SHARED = 200 * 1024  # bytes of inputs that fit beside each other on a multiprocessor
-MOST = 16  # tokens
+MOST = 16  # tokens of gaps; of N:M half as many, beyond which Triton's tensor cores are faster
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ LONG = 1024  # survivors a row: four steps of a warp
 
 def able(w: Layout, x: Tensor) -> TypeGuard[Gaps | Nm]:
     """Whether a kernel here takes these: 16-bit weights and inputs of one kind, few tokens, N:M in whole eights."""
-    few = 0 < len(x) <= MOST and compiler() is not None
+    few = 0 < len(x) <= MOST // (1 + isinstance(w, Nm)) and compiler() is not None
     if not few or x.dtype not in (torch.bfloat16, torch.float16) or not isinstance(w, Gaps | Nm):
         return False
     if w.value.dtype != x.dtype or w.value.data_ptr() % 16 or not w.value.numel() or _shared(w, 1) > SHARED:

@@ -21,6 +21,7 @@ KINDS = {torch.bfloat16: 14, torch.float16: 2}  # cudaDataType
 ROW, COLUMN, PLAIN, TURNED, HALF_KEPT, FLOAT32 = 2, 1, 0, 1, 0, 2  # cusparseOrder_t, cusparseOperation_t, ...
 ALGORITHM, LAST_ALGORITHM = 0, 1  # attributes of a choice of algorithm
 LEAST, EIGHT = 16, 8  # rows and columns that a matrix has at least; what all its sizes are multiples of
+BATCH, FEWEST = 64, 256  # tokens: what their number is a multiple of, and from where this is faster than cuBLAS
 ALIGN, OPAQUE = 16, 16384  # bytes; no structure of any version is larger
 
 
@@ -83,16 +84,25 @@ class Plan:
         _do("Matmul", self.handle.at, self.plan.at, factors[0], a, b, factors[1], d, d, room, ctypes.byref(stream), 1)
 
 
+@dataclass(eq=False)
 class _Product:
-    """The description of a product, from which plans are made: sparse `w` on the left, and the result by columns.
+    """The description of a product: sparse `w` on the left, and the result by columns.
 
-    By columns, [rows, tokens] is [tokens, rows] as torch lays it out.
+    By columns, [rows, tokens] is [tokens, rows] as torch lays it out. A plan keeps pointers to its own description, so
+    each has one.
     """
 
-    def __init__(self, rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int) -> None:
-        self.handle, self.device, kind = _handle(device), device, KINDS[dtype]
-        w = _matrix(self.handle, rows, cols, kind, sparse=True)
-        x, out = _matrix(self.handle, tokens, cols, kind), _matrix(self.handle, rows, tokens, kind, COLUMN)
+    rows: int
+    cols: int
+    tokens: int
+    dtype: torch.dtype
+    device: int
+
+    def __post_init__(self) -> None:
+        self.handle, kind = _handle(self.device), KINDS[self.dtype]
+        w = _matrix(self.handle, self.rows, self.cols, kind, sparse=True)
+        x = _matrix(self.handle, self.tokens, self.cols, kind)
+        out = _matrix(self.handle, self.rows, self.tokens, kind, COLUMN)
         self.product, self.choice = _Opaque(), _Opaque()
         self.parts = (w, x, out, self.product, self.choice)
         sides = (w.at, x.at, out.at, out.at)
@@ -107,6 +117,7 @@ class _Product:
         return range(last.value)
 
     def plan(self, algorithm: int) -> Plan:
+        """Once only: the plan looks into this description while it runs."""
         number, size, plan = ctypes.c_int(algorithm), ctypes.c_size_t(), _Opaque()
         at = (self.handle.at, self.choice.at)
         _do("MatmulAlgSetAttribute", *at, ALGORITHM, ctypes.byref(number), ctypes.c_size_t(4))
@@ -118,8 +129,14 @@ class _Product:
 
 
 def able(w: Layout, x: Tensor) -> TypeGuard[Nm]:
-    """Whether the library takes these: 2:4 in 16 bits, sizes in eights, and a plan that is there or can be made."""
-    if not isinstance(w, Nm) or (w.n, w.m) != (2, 4) or x.dtype not in KINDS or w.value.dtype != x.dtype:
+    """Whether the library takes these, and is faster: 2:4 in 16 bits, sizes in eights, as many tokens as it needs."""
+    if (
+        not isinstance(w, Nm)
+        or (w.n, w.m) != (2, 4)
+        or len(x) < FEWEST
+        or x.dtype not in KINDS
+        or w.value.dtype != x.dtype
+    ):
         return False
     return min(w.shape) >= LEAST and not any(size % EIGHT for size in w.shape) and library() is not None
 
@@ -129,7 +146,7 @@ def multiply(x: Tensor, w: Nm, bias: Tensor | None) -> Tensor:
 
     That packed form stays as long as `w` does: 9 bits a weight more.
     """
-    tokens = -(-len(x) // EIGHT) * EIGHT
+    tokens = -(-len(x) // BATCH) * BATCH
     padded = torch.nn.functional.pad(x, (0, 0, 0, tokens - len(x))) if tokens > len(x) else x
     out = x.new_empty(tokens, w.shape[0])
     _plan(*w.shape, tokens, x.dtype, x.device.index or 0).run(_packed(w), padded.contiguous(), out)

@@ -12,7 +12,6 @@ from fewer.layout import Bitmask, Bsr, Csr, Layout, Nm, Tiles
 
 from . import _cuda, _cusparselt, _gpu, dense
 
-FEW_TOKENS = 8  # beyond, 2:4 goes to the matrix units
 MOST = (
     16  # tokens; beyond, but for 2:4, the product is bound by arithmetic, and cuBLAS on the unpacked weight is faster
 )
@@ -48,7 +47,7 @@ def sparse_linear(
     """`launch` replaces the table's entry, for the benchmark that fills it."""
     flat = x.reshape(-1, x.shape[-1])
     batch, (rows, cols) = len(flat), w.shape
-    if launch is None and x.is_cuda and batch > FEW_TOKENS and _cusparselt.able(w, flat):
+    if launch is None and x.is_cuda and _cusparselt.able(w, flat):
         return _cusparselt.multiply(flat, w, bias).reshape(*x.shape[:-1], rows)
     if launch is None and x.is_cuda and _cuda.able(w, flat):
         return _cuda.multiply(flat, w, bias).reshape(*x.shape[:-1], rows)
