@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewer.core import Method, Paper, axes, find, methods
 from tools.floors import SOURCE
+from tools.measured import section
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -121,6 +122,7 @@ def _method_page(m: type[Method]) -> str:
             "\n".join(_parameters(m)),
             "## What it must know of the data",
             "\n".join(_needs(m)),
+            *([f"## Measured\n\n{rows}"] if (rows := section(m.name)) else []),
             f"## Source\n\n`src/fewer/{m.name}.py`, {len(source.splitlines())} lines",
             f"```python\n{source.rstrip()}\n```\n",
         ]
