@@ -56,6 +56,7 @@ class Walk:
         self._data = None if data is None else data[crew.rank :: crew.size]
         self._batches: list[Tensor] = [] if self._data is None else list(self._data.split(batch))
         self._away: list[tuple[Tensor, torch.device]] = []  # what lies outside the blocks, while it is on the device
+        self._near = 0  # how many `near` are open
         self.rewind()
 
     def __enter__(self) -> "Walk":
@@ -99,11 +100,13 @@ class Walk:
         known = {id(t) for t in inside}
         self._away += _move((t for t in _tensors(self.model) if id(t) not in known), self.device)
         here = _move(_tensors(self.modules[number]) if number < len(self.modules) else (), self.device)
+        self._near += 1
         try:
             yield
         finally:
+            self._near -= 1
             _home(here)
-            if number == len(self.modules):
+            if number == len(self.modules) and not self._near:
                 self._away = _home(self._away)
 
     def listen(self, number: int) -> None:
