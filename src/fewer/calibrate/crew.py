@@ -1,7 +1,10 @@
 """Processes that share one piece of work, started by torchrun or any other launcher; mostly there is one."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = timedelta(minutes=30)  # how long one process waits for word of another, and then gives up
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,24 @@ class Crew:
         mine = {i: _outcome(lambda i=i: do(items[i])) for i in range(len(items)) if whose[i] == self.rank}  # type: ignore[misc]
         every = self.gather(mine)
         return [_or_raise(every[whose[i]][i]) for i in range(len(items))]
+
+
+@contextlib.contextmanager
+def launched(patience: timedelta = PATIENCE) -> Iterator[Crew]:
+    """The processes that torchrun started, as a crew for as long as this is open; one process alone without it.
+
+    Tensors on a GPU are summed by NCCL, all else by gloo. Who dies takes the rest along: a process that waits for it
+    gets an error at once where the connection is seen to break, else after `patience`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or torch.distributed.is_initialized():
+        yield Crew.here()
+        return
+    gpu = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
+    try:
+        yield Crew.here()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def _outcome(do: Callable[[], Any]) -> Any:

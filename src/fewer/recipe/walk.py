@@ -46,7 +46,7 @@ class Walk:
         crew: Crew = ALONE,
     ):
         self.model, self.dtype, self._hold = model, dtype, hold
-        self.device, self.crew, self._loss = device, crew, loss
+        self.device, self.crew, self._loss = _known(device), crew, loss
         self._pairs = blocks(model)
         self.blocks = [name for name, _ in self._pairs]
         self.modules = [module for _, module in self._pairs]
@@ -176,6 +176,16 @@ class Walk:
         """`ValueError` if there is none."""
         if not self._batches:
             raise ValueError("a method of this recipe asks for statistics: give calibration data (data=token ids)")
+
+
+def _known(device: Device) -> Device:
+    """`ValueError` for a device that is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"no device {str(device)!r} here; write 'cpu', or 'cuda' where there is a GPU ({why})") from None
+    return device
 
 
 def _placed(said: Any, device: str | torch.device) -> Any:
