@@ -12,6 +12,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (what the model answers, what it wa
 
 def next_token(logits: Tensor, ids: Tensor) -> Tensor:
     """The mean cross entropy of every token given those before it, in nats: logits `[windows, length, words]`."""
+    if ids.shape[1] < 2:
+        raise ValueError("windows of one token have no next one: give longer ones")
     return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
 
 
