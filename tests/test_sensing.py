@@ -173,7 +173,7 @@ def test_on_a_device_the_result_is_the_same_and_at_home(name, steps, device):
     a, b = kept(model), kept(other)
     assert [c.kept for c in here.changes] == [c.kept for c in there.changes]
     for key in a if "eora" not in steps else ():
-        assert (a[key] == b[key]).float().mean() > (0.9 if device != "cpu" else 1 - 1e-9), key
+        assert (a[key] == b[key]).float().mean() >= (0.9 if device != "cpu" else 1), key
     torch.testing.assert_close(model(x).logits, other(x).logits, rtol=0.05, atol=0.05)
 
 

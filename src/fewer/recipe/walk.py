@@ -178,17 +178,16 @@ class Walk:
             raise ValueError("a method of this recipe asks for statistics: give calibration data (data=token ids)")
 
 
-def _known(device: Device) -> Device:
-    """`ValueError` for a device that is not here."""
+def _known(device: Device) -> torch.device | None:
+    """The device with its number; `ValueError` if it is not here."""
     try:
-        torch.empty(0, device=device)
+        return None if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"no device {str(device)!r} here; write 'cpu', or 'cuda' where there is a GPU ({why})") from None
-    return device
 
 
-def _placed(said: Any, device: str | torch.device) -> Any:
+def _placed(said: Any, device: torch.device) -> Any:
     if isinstance(said, tuple):
         return tuple(_placed(part, device) for part in said)
     return said.to(device) if isinstance(said, Tensor) else said
@@ -198,9 +197,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _move(tensors: Iterable[Tensor], device: str | torch.device) -> list[tuple[Tensor, torch.device]]:
+def _move(tensors: Iterable[Tensor], device: torch.device) -> list[tuple[Tensor, torch.device]]:
     """Move in place, and say from where; what is on disk still, or there already, stays."""
-    moved = [(t, t.device) for t in tensors if not t.is_meta and t.device != torch.device(device)]
+    moved = [(t, t.device) for t in tensors if not t.is_meta and t.device != device]
     for t, _ in moved:
         t.data = t.data.to(device)
     return moved
