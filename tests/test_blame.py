@@ -172,7 +172,10 @@ def test_only_the_maps_that_ask_move_in_a_hessian_gradient_product():
     for site in places:
         expected = cut(site, second[id(site.tensor)])
         torch.testing.assert_close(
-            seen[site.name][HessianGradient].value.double(), expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item()
+            seen[site.name][HessianGradient].value.double(),
+            expected,
+            rtol=1e-3,
+            atol=1e-5 * expected.abs().max().item(),
         )
 
 

@@ -60,7 +60,12 @@ class Blame:
 
     def forget(self, number: int) -> None:
         """A block has been passed, or has no site: what it heard, and what its output is to blame for, can go."""
-        for kept, stage in ((self.heard, number), (self.slide, number), (self.pull, number + 1), (self.bend, number + 1)):
+        for kept, stage in (
+            (self.heard, number),
+            (self.slide, number),
+            (self.pull, number + 1),
+            (self.bend, number + 1),
+        ):
             if stage > 0 or self._first != INTO:
                 kept[stage] = [None] * len(self.windows)
 

@@ -184,7 +184,9 @@ def _known(device: Device) -> torch.device | None:
         return None if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().splitlines()[0]
-        raise ValueError(f"no device {str(device)!r} here; write 'cpu', or 'cuda' where there is a GPU ({why})") from None
+        raise ValueError(
+            f"no device {str(device)!r} here; write 'cpu', or 'cuda' where there is a GPU ({why})"
+        ) from None
 
 
 def _placed(said: Any, device: torch.device) -> Any:
