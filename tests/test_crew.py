@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from fewer.calibrate import (
     OutNorms,
     Quantiles,
 )
+from fewer.layout import find_layout
 from fewer.recipe import sparsify
 
 pytestmark = pytest.mark.slow
@@ -120,7 +122,8 @@ def test_every_statistic_of_two_streams_is_that_of_the_joined_one(tmp_path):
 PRUNE = """
     import json, sys, torch
     from fewer.calibrate import launched
-    from fewer.recipe import sparsify
+    from fewer.layout import find_layout
+from fewer.recipe import sparsify
     source, data, out, steps = sys.argv[1:]
     with launched() as crew:
         applied = sparsify(source, json.loads(steps), torch.load(data, weights_only=True), out=out, dense=True)
@@ -195,3 +198,14 @@ def test_torchrun_runs_the_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3 and (out / "log.jsonl").is_file(), "one of the two prints"
+
+
+@pytest.mark.parametrize("name", ["bitmask", "csr", "nm", "delta", "dense", "bsr", "tiles"])
+def test_a_layout_told_to_another_process_is_the_same(name):
+    x, keep = torch.randn(64, 64).bfloat16(), torch.zeros(64, 64, dtype=torch.bool)
+    keep.view(64, -1, 4)[..., :2] = True
+    one = find_layout(name).pack(x, keep)
+    two = pickle.loads(pickle.dumps(one))
+    assert one.numbers() == two.numbers() and torch.equal(one.dense(), two.dense())
+    for a, b in zip(one.tensors().values(), two.tensors().values(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)

@@ -1,7 +1,6 @@
 """Processes that share one piece of work, started by torchrun or any other launcher; mostly there is one."""
 
 import contextlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,16 +48,16 @@ class Crew:
         if self.size == 1:
             return [mine]
         every: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(every, _written(mine))
-        return [_read(one) for one in every]
+        torch.distributed.all_gather_object(every, mine)
+        return every
 
     def first(self, do: Callable[[], T]) -> T:
         """What the first process finds, done there alone and told to all; its error is everybody's."""
         if self.size == 1:
             return do()
-        told = [_written(_outcome(do)) if self.rank == 0 else None]
+        told = [_outcome(do) if self.rank == 0 else None]
         torch.distributed.broadcast_object_list(told, src=0)
-        return _or_raise(_read(told[0]))
+        return _or_raise(told[0])
 
     def share(self, items: Sequence[T], cost: Callable[[T], float], do: Callable[[T], R]) -> list[R]:
         """`[do(item) for item in items]`, each done by one process and told to all; the costliest are dealt out first,
@@ -90,17 +89,6 @@ def launched(patience: timedelta = PATIENCE) -> Iterator[Crew]:
         yield Crew.here()
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _written(what: object) -> bytes:
-    """As torch saves it: plain pickle cannot write tensors of every dtype (uint16)."""
-    file = io.BytesIO()
-    torch.save(what, file)
-    return file.getvalue()
-
-
-def _read(written: bytes) -> Any:
-    return torch.load(io.BytesIO(written), map_location="cpu", weights_only=False)
 
 
 def _outcome(do: Callable[[], Any]) -> Any:
