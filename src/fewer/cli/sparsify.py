@@ -1,5 +1,6 @@
 """fewer sparsify: do it for good."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,23 +24,31 @@ def sparsify(
     data: Data = "stdlib",
     calibration: Calibration = 64,
     length: Length = 512,
+    device: Annotated[
+        str, typer.Option("--device", help="Where blocks are pruned, one at a time: 'cpu', 'cuda', 'cuda:1'.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Make a model sparse for good, block by block, and save what survives.
 
     A step is METHOD BUDGET, then `by` an allocator, `+` correctors, `@` where. A killed run goes on where it was.
+    Under `torchrun --nproc-per-node N -m fewer sparsify ...` the text and the maps of each block are shared out.
 
     Examples: `fewer sparsify bundled "weights/wanda 50%" -o smaller` · `fewer sparsify ./model "weights/sparse_gpt 2:4 @ mlp" "weights/wanda 50% @ attention" -o OUT`
     """
+    from fewer.calibrate import launched
     from fewer.recipe import recipe
     from fewer.recipe import sparsify as do
     from fewer.recipe.store import check_place
 
     todo = recipe(steps[0] if len(steps) == 1 else steps)
-    check_place(out, force)
-    place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
-    with _Bar(json) as bar:
-        applied = do(place, todo, tokens, out=out, force=force, dense=dense, progress=bar)
+    with launched() as crew:
+        crew.first(lambda: check_place(out, force))
+        place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
+        with _Bar(json or crew.rank > 0) as bar:
+            applied = do(place, todo, tokens, out, force, dense, bar, _of_mine(device))
+    if crew.rank > 0:
+        return
     if json:
         return lines(c.as_dict() for c in applied.changes)
     from fewer.report import Report
@@ -48,14 +57,19 @@ def sparsify(
     note(f"written: {out}; `fewer measure {out}` says how good it is")
 
 
+def _of_mine(device: str) -> str | None:
+    """Each process of a crew has a GPU of its own, where one is meant without its number."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device or None
+
+
 def _prepared(model: str, todo: Any, words: Any) -> tuple[str, Any]:
     """Where the model is, and calibration tokens if a step asks for statistics."""
     from fewer.data import corpus, windows
     from fewer.models import locate, tokenizer_of
-    from fewer.recipe.engine import needs
+    from fewer.recipe.engine import hears
 
     place = locate(model)
-    if not any(needs(step) or (step.allocator and step.allocator.needs) for step in todo):
+    if not any(hears(step) for step in todo):
         return place, None
     tokenizer = tokenizer_of(place)
     if tokenizer is None:

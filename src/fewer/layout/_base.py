@@ -55,6 +55,11 @@ class Layout(ABC):
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
         return cls(**tensors, **plain)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Told to another process byte by byte: torch cannot pickle tensors of every dtype (uint16)."""
+        raw = {k: (v.cpu().reshape(-1).view(torch.uint8).numpy(), v.dtype, v.shape) for k, v in self.tensors().items()}
+        return _told, (type(self), raw, self.numbers())
+
     def to(self: Leaf, device: torch.device | str) -> Leaf:
         return dataclasses.replace(self, **{k: v.to(device) for k, v in self.tensors().items()})
 
@@ -62,6 +67,11 @@ class Layout(ABC):
     def bytes(self) -> int:
         """All of it, indices and metadata included."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+def _told(kind: type[Layout], raw: dict[str, Any], numbers: dict[str, Any]) -> Layout:
+    tensors = {k: torch.from_numpy(v).view(dtype).reshape(shape) for k, (v, dtype, shape) in raw.items()}
+    return kind.restore(tensors, numbers)
 
 
 @dataclass_transform(eq_default=False, frozen_default=True)

@@ -12,10 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewer.calibrate import ALONE, Crew
 from fewer.core import Change, budget
 from fewer.layout import find_layout
 from fewer.models import blocks, materialise, open_lazily, release, stored_dtype
 from fewer.models.hub import describe
+from fewer.models.loss import Loss
 
 from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
@@ -23,6 +25,7 @@ from .pack import packed
 from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest
 from .steps import VERSION, recipe
 from .store import Store, check_place
+from .walk import Device, Walk
 
 
 def sparsify(
@@ -33,6 +36,8 @@ def sparsify(
     force: bool = False,
     dense: bool = False,
     progress: Progress | None = None,
+    device: Device = None,
+    loss: Loss | None = None,
 ) -> Applied:
     """Do the steps for good, and save the result at `out` if that is given.
 
@@ -40,47 +45,57 @@ def sparsify(
     memory at a time, each finished block is on disk, and a killed run goes on where it was. The result appears whole.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids, needed by methods that ask for
-    statistics; `dense=True` writes plain tensors with zeros instead of packed ones.
+    statistics; `dense=True` writes plain tensors with zeros instead of packed ones. Blocks are brought to `device` one at
+    a time, and back. `loss(answer, data)`, a mean over windows, is what gradients are taken of; a language model has its
+    own. In a process group (torchrun) the windows and the maps of a block are shared out, and the first process writes.
     """
-    todo = recipe(steps)
+    todo, crew = recipe(steps), Crew.here()
     if out is not None:
-        check_place(out, force)
+        crew.first(lambda: check_place(out, force))
     if isinstance(model, nn.Module):
-        applied = keep(model, plan(model, todo), data, progress)
+        applied = keep(model, plan(model, todo), data, progress, device, loss)
         if out is not None:
-            save(applied, out, force, dense)
+            applied.out = crew.first(lambda: save(applied, out, force, dense))
         return applied
     if out is None:
         raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
     lazy = open_lazily(str(model))
-    return _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, dense).do(progress)
+    job = _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, dense, crew)
+    return job.do(progress, device, loss)
 
 
 class _Job:
     """One model from disk to disk. What a finished block became is two files: its tensors, and a note about them."""
 
     def __init__(
-        self, model: nn.Module, source: Path, todo: Plan, data: Tensor | None, out: Path, force: bool, dense: bool
+        self,
+        model: nn.Module,
+        source: Path,
+        todo: Plan,
+        data: Tensor | None,
+        out: Path,
+        force: bool,
+        dense: bool,
+        crew: Crew,
     ):
-        self.model, self.todo, self.data, self.dense = model, todo, data, dense
+        self.model, self.todo, self.data, self.dense, self.crew = model, todo, data, dense, crew
         self.names = [name for name, _ in blocks(model)]
         self.source, self.dtype = source, stored_dtype(model)
-        self.store = Store(out, self._key(), force)
+        self.store = crew.first(lambda: Store(out, self._key(), force))  # on one disk that all processes see
         self.applied = Applied(None, tuple(t.step for t in todo.tasks))
 
-    def do(self, progress: Progress | None) -> Applied:
-        walk = walk_for(self.model, self.todo, self.data, self._hold)
-        self._budgets(walk, progress)
-        run(walk, self.todo, self._done, progress, self._skip)
-        self._probe()
-        self._finish()
+    def do(self, progress: Progress | None, device: Device, loss: Loss | None) -> Applied:
+        with walk_for(self.model, self.todo, self.data, self._hold, device, loss) as walk:
+            self._budgets(walk, progress)
+            run(walk, self.todo, self._done, progress, lambda block: self._skip(block, self.crew))
+        self.applied.changes, self.applied.out = self.crew.first(self._finish)
         return self.applied
 
     def _probe(self) -> None:
         """Ask the finished blocks, one by one, what the saved model must answer."""
         if (ids := probe_ids(self.model)) is None:
             return
-        walk = walk_for(self.model, self.todo, ids, self._hold_sparse)
+        walk = Walk(self.model, ids, hold=self._hold_sparse)
         for number in range(len(self.names)):
             with walk.on(number):
                 walk.advance(number)
@@ -88,12 +103,13 @@ class _Job:
 
     def _budgets(self, walk: Any, progress: Progress | None) -> None:
         """Divide budgets over the model once; a resumed run reads what was divided."""
-        if self.store.has("budgets.json"):
+        if self.crew.first(lambda: self.store.has("budgets.json")):
             rows = json.loads(self.store.path("budgets.json").read_text())
             self.todo.budgets = {(i, name): budget(text) for i, name, text in rows}
             return
         divide(walk, self.todo, progress)
-        self.store.text("budgets.json", json.dumps([(i, n, str(b)) for (i, n), b in self.todo.budgets.items()]))
+        rows = [(i, name, str(b)) for (i, name), b in self.todo.budgets.items()]
+        self.crew.first(lambda: self.store.text("budgets.json", json.dumps(rows)))
 
     @contextlib.contextmanager
     def _hold(self, block: str) -> Iterator[None]:
@@ -117,6 +133,9 @@ class _Job:
         return f"model-{number:05d}-of-{len(self.names) + 1:05d}.safetensors", f"block-{number:05d}.json"
 
     def _done(self, block: str, results: list[tuple[Change, Any]]) -> None:
+        self.crew.first(lambda: self._write(block, results))
+
+    def _write(self, block: str, results: list[tuple[Change, Any]]) -> None:
         self.applied.done(block, results)
         found = [s for t in self.todo.tasks for s in t.sites]
         stored = {change.site: stored for change, stored in results}
@@ -135,10 +154,10 @@ class _Job:
             self.store.append("log.jsonl", row)
         self.applied.stored.clear()  # it is on disk now
 
-    def _skip(self, block: str) -> bool:
+    def _skip(self, block: str, crew: Crew = ALONE) -> bool:
         """Put what an earlier run made of the block in place; False if there is no such thing."""
         shard, note = self._files(block)
-        if not block or not self.store.has(note):
+        if not block or not crew.first(lambda: self.store.has(note)):
             return False
         tensors = load_file(self.store.path(shard))
         for name, told in self._note(block)["described"]["sites"].items():
@@ -151,8 +170,9 @@ class _Job:
     def _note(self, block: str) -> dict[str, Any]:
         return json.loads(self.store.path(self._files(block)[1]).read_text())
 
-    def _finish(self) -> None:
-        """The rest of the weights, the index, the configuration; then the whole takes its place."""
+    def _finish(self) -> tuple[list[Change], Path]:
+        """The probe, the rest of the weights, the index, the configuration; then the whole takes its place."""
+        self._probe()
         inside = tuple(f"{name}." for name in self.names)
         rest = {k: v for k, v in tensors_of(self.model, {}, self.dtype).items() if not k.startswith(inside)}
         self.store.tensors(self._files("")[0], rest)
@@ -163,7 +183,7 @@ class _Job:
         write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
         for file in (*self.store.partial.glob("block-*.json"), self.store.path("budgets.json")):
             file.unlink()
-        self.applied.changes, self.applied.out = changes, self.store.finish()
+        return changes, self.store.finish()
 
     def _index(self) -> None:
         weight_map: dict[str, str] = {}
