@@ -248,7 +248,7 @@ def test_the_input_may_be_found_elsewhere():
         torch.testing.assert_close(seen[f"experts.{e}"][InputSquares].value, mine.square().mean(0))
         torch.testing.assert_close(seen[f"experts.{e}"][OutNorms].value, stack.weight[e].detach().norm(dim=0))
         expected = mine.sum(0).expand(5, 3).square()
-        torch.testing.assert_close(seen[f"experts.{e}"][GradSquares].total, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen[f"experts.{e}"][GradSquares].value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_each_backward_pass_of_a_transposed_part():
@@ -266,7 +266,7 @@ def test_gradients_are_those_of_each_backward_pass_of_a_transposed_part():
             x = torch.randn(5, 3)
             (conv(x)[:, 2:].sum()).backward()  # .grad adds up; the statistic must not see the sum
             expected += x.sum(0).expand(2, 3).square()
-    torch.testing.assert_close(seen["c"][GradSquares].total, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["c"][GradSquares].value, expected / 2, rtol=1e-4, atol=1e-5)
     assert not conv.weight._backward_hooks
 
 
