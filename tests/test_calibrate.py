@@ -1,11 +1,14 @@
 """Statistics are what float64 says they are, however the stream was cut, and hooks leave no trace."""
 
+import doctest
 import gc
+import importlib
 
 import pytest
 import torch
 from torch import nn
 
+import fewer.calibrate
 from fewer.calibrate import (
     GradSquares,
     Gram,
@@ -21,6 +24,7 @@ from fewer.calibrate import (
 )
 from fewer.core import Site
 
+ROOMS = ("crew", "gradients", "stats", "watch")
 OF_INPUT = (InputSquares, InputMean, InputVariance, Gram)
 
 
@@ -285,3 +289,11 @@ def test_hooks_go_when_the_model_fails():
     with pytest.raises(RuntimeError), watching(sites_of(block), (Gram,)):
         block(torch.randn(3, 5))
     assert hooks(block) == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_examples_are_right(room):
+    known = {"torch": torch, "Site": Site, **{n: v for n, v in vars(fewer.calibrate).items() if n[0].isupper()}}
+    known["observe"] = observe
+    failed, tried = doctest.testmod(importlib.import_module(f"fewer.calibrate.{room}"), extraglobs=known)
+    assert tried and not failed
