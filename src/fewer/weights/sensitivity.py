@@ -14,7 +14,11 @@ from fewer.select import select
 from fewer.weights import ByWeight, Share, Weight
 
 
-@method(Paper("1506.02626", "Learning both Weights and Connections for Efficient Neural Networks", 2015, equation="Figure 6"))
+@method(
+    Paper(
+        "1506.02626", "Learning both Weights and Connections for Efficient Neural Networks", 2015, equation="Figure 6"
+    )
+)
 class Sensitivity(ByWeight):
     """Prune one map at a time to the share `probe`, measure how much the loss rises, and keep in proportion to its root.
 
