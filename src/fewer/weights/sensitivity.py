@@ -47,6 +47,7 @@ class Sensitivity(ByWeight):
     def weigh(self, budget: Budget, shares: Sequence[Share]) -> list[float]:
         rises = [float(share.signal if share.signal is not None else 0) for share in shares]
         floor = self.least * max(rises)
-        rises = [max(rise, floor) for rise in rises] if floor > 0 else [1.0] * len(rises)
+        if floor <= 0:  # no map is missed
+            return [1.0] * len(rises)
         sizes = [rows * cols for rows, cols in (share.shape for share in shares)]
-        return [math.sqrt(rise / n) for rise, n in zip(rises, sizes, strict=True)]
+        return [math.sqrt(max(rise, floor) / n) for rise, n in zip(rises, sizes, strict=True)]
