@@ -133,15 +133,13 @@ def test_a_model_keeps_exactly_the_total_and_is_put_back(family, by):
     with fewer.apply(model, f"weights/wanda 40% per tensor by {by} @ mlp,attention", data) as applied:
         sizes = [c.bytes_before // 4 for c in applied.changes]
         stay = [round(c.kept * n) for c, n in zip(applied.changes, sizes, strict=True)]
-        assert sum(stay) == int(sum(sizes) * 0.4) and len({round(c.kept, 3) for c in applied.changes}) > 1
+        assert sum(stay) == budget("40%").of(sum(sizes)) and len({round(c.kept, 3) for c in applied.changes}) > 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "vit"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("name", ["snip", "taylor", "grasp"])
 def test_gradient_scores_prune_every_family(family, name):
-    if family == "vit":
-        pytest.skip("a classifier is given pictures, not text: no loss without answers")
     model, data = tiny.build(family), tiny.batch(family)["input_ids"]
     with fewer.apply(model, f"weights/{name} 50%", data) as applied:
         assert all(c.kept == pytest.approx(0.5) for c in applied.changes)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewer.calibrate import InputSquares, Stats
 from fewer.core import Budget, Paper, method
-from fewer.core.budget import budget as read
+from fewer.core import budget as read
 from fewer.select import select
 from fewer.weights import ByWeight, Share, Weight
 
