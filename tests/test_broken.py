@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewer import activations, attention, experts, features, weights
-from fewer.calibrate import Gram, InputSquares
+from fewer.calibrate import GradMean, Gram, HessianGradient, InputSquares
 from fewer.core import Paper, method
 from fewer.select import select
 from fewer.testing import checks_of
@@ -37,6 +37,26 @@ class KeepsTheWorst(weights.ByScore):
 
     def score(self, w, stats):
         return -w.abs()
+
+
+@broken("weights", "check_beats_random")
+class FollowsTheGradientUphill(weights.ByScore):
+    """Keep the weights that a step of gradient descent makes smaller."""
+
+    needs = (GradMean,)
+
+    def score(self, w, stats):
+        return w * stats[GradMean].value
+
+
+@broken("weights", "check_beats_random")
+class StopsTheFlow(weights.ByScore):
+    """Take GraSP's score, which says what to remove, for what to keep."""
+
+    needs = (HessianGradient,)
+
+    def score(self, w, stats):
+        return -w * stats[HessianGradient].value
 
 
 @broken("weights", "check_budget")
@@ -382,6 +402,14 @@ class TreatsAllAlike(Uneven):
 
     def weigh(self, budget, shares):
         return [1.0 for _ in shares]
+
+
+@broken("weights", "check_not_uniform")
+class DoesNotListen(Uneven):
+    """Be given the loss, and ask it the same thing of every map."""
+
+    def sense(self, w, stats, loss):
+        return torch.tensor(1.0 + 0 * loss(w))
 
 
 @broken("activations", "check_one_token_decides_alone")

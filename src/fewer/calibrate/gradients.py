@@ -35,6 +35,31 @@ class GradMean(Stat):
 
 
 @dataclass
+class GradSizes(Stat):
+    """The mean of every weight's |gradient|, one gradient a window: windows that disagree do not cancel.
+
+    >>> w, grads = torch.ones(1, 2), torch.tensor([[[1.0, 4.0]], [[3.0, -4.0]]])
+    >>> observe((GradSizes,), w, torch.ones(1, 2), grads)[GradSizes].value
+    tensor([[2., 4.]])
+    """
+
+    value: Float[Tensor, "out in"]
+    windows: int = 0
+    of_input: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, w: Float[Tensor, "out in"]) -> "GradSizes":
+        return cls(zeros(w, *w.shape))
+
+    def see_grad(self, grad: Float[Tensor, "out in"]) -> None:
+        self.windows += 1
+        self.value.lerp_(grad.abs(), 1 / self.windows)
+
+    def merge(self, crew: Crew) -> None:
+        self.value, self.windows = crew.mean(self.value, self.windows)
+
+
+@dataclass
 class GradSquares(Stat):
     """The mean of every weight's squared gradient, one gradient a window: the diagonal of the empirical Fisher.
 

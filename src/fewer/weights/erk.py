@@ -19,7 +19,8 @@ class Erk(ByWeight):
     """Keep a share of each map in proportion to (out + in) / (out * in): Erdos-Renyi-Kernel densities.
 
     Maps that would keep more than all they have are kept whole, and the others share what is left. The rule is from
-    SET (1707.04780, eq. 1) and RigL (1911.11134); no data is needed. See also ledger row 477.
+    SET (1707.04780, eq. 1) and RigL (1911.11134); no data is needed. See also ledger row 477. Linear maps have no
+    kernel, so that SET's Erdos-Renyi shares are the same and have no other name here.
 
     >>> shares = [Share("a", (4, 4), 0), Share("b", (8, 8), 0)]
     >>> [b.keep for b in Erk().allocate(budget("40% per tensor"), shares)]  # weights 1/2 and 1/4, of 16 and 64 weights
