@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fewer.calibrate import Stats, watching
-from fewer.core import Budget, Change, Site
+from fewer.core import Budget, Change, Group, Site
 from fewer.models import SparseLinear, sites
 from fewer.select import joint_counts
 
+from . import slimming
 from .steps import Recipe, Step
 from .walk import Walk
 
@@ -27,6 +28,7 @@ class Task:
 
     step: Step
     sites: tuple[Site, ...]
+    groups: tuple[Group, ...] = ()  # of a step that makes maps narrower: the sites are theirs
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Plan:
     tasks: tuple[Task, ...]
     budgets: dict[tuple[int, str], Budget] = field(default_factory=dict)  # (task, site) where a budget was divided
 
-    def at(self, task: int, site: Site) -> Budget:
+    def at(self, task: int, site: Site | Group) -> Budget:
         return self.budgets.get((task, site.name), self.tasks[task].step.budget)
 
     def divided(self) -> list[int]:
@@ -50,21 +52,24 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
     for step in steps:
         if step.axis != "weights":
             raise ValueError(f"{step.method.name}: only the axis 'weights' acts on a stored model so far")
-        found = tuple(sites(model, step.where))
+        groups = slimming.found(model, step) if slimming.slims(step) else ()
+        found = tuple(s for g in groups for s in g.sites) or tuple(sites(model, step.where))
         for site in found:
-            _check(site, step.budget)
+            _check(site, None if groups else step.budget)
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
-        tasks.append(Task(step, found))
+        tasks.append(Task(step, found, groups))
+    slimming.check_apart([({s.name for s in t.sites}, bool(t.groups), t.step) for t in tasks])
     return Plan(tuple(tasks))
 
 
-def _check(site: Site, amount: Budget) -> None:
+def _check(site: Site, amount: Budget | None) -> None:
     """What can be known of a site before any work. Weights that are still on disk are looked at when they are read."""
     if isinstance(site.module, SparseLinear):
         raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
     try:
-        amount.check(*site.shape)
+        if amount:
+            amount.check(*site.shape)
     except ValueError as wrong:
         raise ValueError(f"{site.name}: {wrong}") from None
     if not site.tensor.is_meta and not site.read().isfinite().all():
@@ -123,8 +128,13 @@ def _last_hearing(walk: Walk, plan: Plan) -> int:
 def _wave(walk: Walk, number: int, plan: Plan, wave: Sequence[int]) -> Iterator[tuple[Change, Any]]:
     here = {i: walk.within(number, plan.tasks[i].sites) for i in wave}
     wanted = {s.name: (s, needs(plan.tasks[i].step)) for i in wave for s in here[i]}
+    groups = {i: slimming.within(walk, number, plan.tasks[i].groups) for i in wave}
+    wanted |= {s.name: (s, k) for i in wave for g in groups[i] for s, k in slimming.asked(plan.tasks[i].step, g)}
     stats = observe(walk, number, list(wanted.values()))
     for i in wave:
+        yield from slimming.act(plan.tasks[i].step, groups[i], [plan.at(i, g) for g in groups[i]], stats, walk.dtype)
+        if plan.tasks[i].groups:
+            continue
         step, act = plan.tasks[i].step, _act(plan.tasks[i].step)
         budgets = _within_layer(step, here[i], stats) or {s.name: plan.at(i, s) for s in here[i]}
         for site in here[i]:
@@ -161,7 +171,7 @@ def _jointly(scores: Sequence[Tensor], shared: Budget) -> list[Budget]:
 
 def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
     """One look at the dense model, for budgets that are divided over all of it: an allocator's, or `per model`."""
-    divided = plan.divided()
+    divided = [i for i in plan.divided() if not plan.tasks[i].groups]
     signals: dict[tuple[int, str], Tensor] = {}
     for number, block in enumerate(walk.blocks if divided else ()):
         if progress:
@@ -178,6 +188,10 @@ def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
     for i in divided:
         plan.budgets |= {(i, name): b for name, b in _divide(plan.tasks[i], i, signals).items()}
     walk.rewind()
+    for i, task in enumerate(plan.tasks):
+        if task.groups:
+            amounts = slimming.divide(walk, task.step, task.groups, observe, _jointly)
+            plan.budgets |= {(i, g.name): b for g, b in zip(task.groups, amounts, strict=True)}
 
 
 def _divide(task: Task, i: int, signals: dict[tuple[int, str], Tensor]) -> dict[str, Budget]:

@@ -1,6 +1,6 @@
 """The way through a model: its blocks in order, what each hears, and only one of them in memory if need be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -74,6 +74,21 @@ class Walk:
         """Let the block hear all data; what it says is what the next one hears."""
         if number < len(self._pairs):
             self._heard = [self._run(number, i) for i in range(len(self._batches))]
+
+    def through(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What goes into the block and what comes out, batch by batch: hidden states."""
+        self._need_data()
+        for i, heard in enumerate(self._heard):
+            first: list[Tensor] = []
+            hook = self._modules[number].register_forward_pre_hook(
+                lambda _, args, kwargs, into=first: into.append(args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+            try:
+                said = self._run(number, i)
+            finally:
+                hook.remove()
+            yield first[0] if heard is None else first_of(heard), first_of(said)
 
     def answer(self) -> Tensor:
         """The model's output for the first batch: from what its last block said, if it has been walked."""
