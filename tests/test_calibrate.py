@@ -1,11 +1,14 @@
 """Statistics are what float64 says they are, however the stream was cut, and hooks leave no trace."""
 
+import doctest
 import gc
+import importlib
 
 import pytest
 import torch
 from torch import nn
 
+import fewer.calibrate
 from fewer.calibrate import (
     GradSquares,
     Gram,
@@ -21,6 +24,7 @@ from fewer.calibrate import (
 )
 from fewer.core import Site
 
+ROOMS = ("crew", "gradients", "stats", "watch")
 OF_INPUT = (InputSquares, InputMean, InputVariance, Gram)
 
 
@@ -248,7 +252,7 @@ def test_the_input_may_be_found_elsewhere():
         torch.testing.assert_close(seen[f"experts.{e}"][InputSquares].value, mine.square().mean(0))
         torch.testing.assert_close(seen[f"experts.{e}"][OutNorms].value, stack.weight[e].detach().norm(dim=0))
         expected = mine.sum(0).expand(5, 3).square()
-        torch.testing.assert_close(seen[f"experts.{e}"][GradSquares].total, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen[f"experts.{e}"][GradSquares].value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_each_backward_pass_of_a_transposed_part():
@@ -266,7 +270,7 @@ def test_gradients_are_those_of_each_backward_pass_of_a_transposed_part():
             x = torch.randn(5, 3)
             (conv(x)[:, 2:].sum()).backward()  # .grad adds up; the statistic must not see the sum
             expected += x.sum(0).expand(2, 3).square()
-    torch.testing.assert_close(seen["c"][GradSquares].total, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["c"][GradSquares].value, expected / 2, rtol=1e-4, atol=1e-5)
     assert not conv.weight._backward_hooks
 
 
@@ -285,3 +289,11 @@ def test_hooks_go_when_the_model_fails():
     with pytest.raises(RuntimeError), watching(sites_of(block), (Gram,)):
         block(torch.randn(3, 5))
     assert hooks(block) == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_examples_are_right(room):
+    known = {"torch": torch, "Site": Site, **{n: v for n, v in vars(fewer.calibrate).items() if n[0].isupper()}}
+    known["observe"] = observe
+    failed, tried = doctest.testmod(importlib.import_module(f"fewer.calibrate.{room}"), extraglobs=known)
+    assert tried and not failed

@@ -5,7 +5,7 @@ A step on this axis is a pruner, perhaps an allocator before it and correctors a
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -94,11 +94,16 @@ class Share:
 
 
 class Allocator(Method):
-    """Divides one budget over the maps of a model."""
+    """Divides one budget over the maps of a model. Most give `signal`; those that must try something out give `sense`."""
 
-    @abstractmethod
     def signal(self, w: Weight, stats: Stats) -> Float[Tensor, "..."]:
         """What must be remembered of one map, small."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither `signal` nor `sense`")
+
+    def sense(self, w: Weight, stats: Stats, loss: Callable[[Weight], float]) -> Float[Tensor, "..."]:
+        """`signal` for those that measure: `loss(v)` is the mean loss of the model (nats a token) on the calibration data
+        if this map were `v` and all others dense. Each call runs this block and all behind it on all data."""
+        return self.signal(w, stats)
 
     @abstractmethod
     def allocate(self, budget: Budget, shares: Sequence[Share]) -> list[Budget]:

@@ -1,0 +1,85 @@
+"""Processes that share one piece of work, started by torchrun or any other launcher; mostly there is one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which of how many processes this is. Every method is called by all of them, in the same order.
+
+    >>> Crew().gather("what one says"), Crew().share([3, 1], cost=abs, do=str)
+    (['what one says'], ['3', '1'])
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def here(cls) -> "Crew":
+        """The crew of torch's process group, if one was made; else one process alone."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return cls()
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    def mean(self, value: Tensor, count: int) -> tuple[Tensor, int]:
+        """The mean over all that everybody counted, from each one's own; summed in float64, the same bits everywhere."""
+        if self.size == 1:
+            return value, count
+        total = torch.tensor([float(count)], dtype=torch.float64, device=value.device)
+        torch.distributed.all_reduce(total)
+        wide = value.double() * (count / max(1.0, total.item()))
+        torch.distributed.all_reduce(wide)
+        return wide.to(value.dtype), int(total.item())
+
+    def gather(self, mine: T) -> list[T]:
+        """What each process says, in their order."""
+        if self.size == 1:
+            return [mine]
+        every: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(every, mine)
+        return every
+
+    def first(self, do: Callable[[], T]) -> T:
+        """What the first process finds, done there alone and told to all; its error is everybody's."""
+        if self.size == 1:
+            return do()
+        told = [_outcome(do) if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(told, src=0)
+        return _or_raise(told[0])
+
+    def share(self, items: Sequence[T], cost: Callable[[T], float], do: Callable[[T], R]) -> list[R]:
+        """`[do(item) for item in items]`, each done by one process and told to all; the costliest are dealt out first,
+        each to who has least to do. An error in one process is raised in all."""
+        if self.size == 1:
+            return [do(item) for item in items]
+        load, whose = [0.0] * self.size, [0] * len(items)
+        for i in sorted(range(len(items)), key=lambda i: -cost(items[i])):
+            whose[i] = load.index(min(load))
+            load[whose[i]] += cost(items[i])
+        mine = {i: _outcome(lambda i=i: do(items[i])) for i in range(len(items)) if whose[i] == self.rank}  # type: ignore[misc]
+        every = self.gather(mine)
+        return [_or_raise(every[whose[i]][i]) for i in range(len(items))]
+
+
+def _outcome(do: Callable[[], Any]) -> Any:
+    try:
+        return do()
+    except Exception as error:
+        return error
+
+
+def _or_raise(outcome: Any) -> Any:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+ALONE = Crew()
