@@ -23,7 +23,11 @@ def shrink(model: nn.Module, kept: Mapping[str, Tensor]) -> Callable[[], None]:
     Works on the meta device too, where which units stay does not matter, only how many. The modules that were there
     are untouched. ValueError for a group that the model does not have.
     """
-    here = {g.name: g for g in every_group(model)} if kept else {}
+    with torch.device("cpu"):  # also while a model is being built on the meta device
+        return _shrink(model, kept, {g.name: g for g in every_group(model)} if kept else {})
+
+
+def _shrink(model: nn.Module, kept: Mapping[str, Tensor], here: Mapping[str, Group]) -> Callable[[], None]:
     for name, keep in kept.items():
         if name not in here:
             raise ValueError(f"{type(model).__name__} has no group {name!r} of maps that could be narrower")
@@ -48,8 +52,10 @@ def first(units: int, count: int) -> Tensor:
 
 def resize(model: nn.Module, widths: Mapping[str, int]) -> Callable[[], None]:
     """Give groups the sizes of a slimmed model, for weights that are still to come; returns what undoes it."""
-    units = {g.name: g.units for g in every_group(model)} if widths else {}
-    return shrink(model, {name: first(units.get(name, n), n) for name, n in widths.items()})
+    with torch.device("cpu"):
+        units = {g.name: g.units for g in every_group(model)} if widths else {}
+        kept = {name: first(units.get(name, n), n) for name, n in widths.items()}
+    return shrink(model, kept)
 
 
 def _narrower(model: nn.Module, found: Sequence[Group], kept: Mapping[str, Tensor]) -> dict[str, nn.Module]:
@@ -65,7 +71,8 @@ def _narrower(model: nn.Module, found: Sequence[Group], kept: Mapping[str, Tenso
         width = group.reader.shape[1] // group.units
         cols[names[id(group.reader.module)]] = kept[group.name].cpu().repeat_interleave(width)
     every = dict.fromkeys([*rows, *cols])
-    return {name: _cut(model.get_submodule(name), rows.get(name), cols.get(name)) for name in every}
+    chosen = [{name: keep.nonzero().flatten() for name, keep in side.items()} for side in (rows, cols)]
+    return {name: _cut(model.get_submodule(name), *(side.get(name) for side in chosen)) for name in every}
 
 
 def _shape(site: Site) -> tuple[int, int]:
@@ -91,7 +98,7 @@ def _cut(module: nn.Module, rows: Tensor | None, cols: Tensor | None) -> nn.Modu
 
 def _recount(model: nn.Module, group: Group, keep: Tensor) -> tuple[nn.Module, dict[str, Any]]:
     """Let an attention module know how many heads it has left; what it remembered before is returned."""
-    home: Any = _reshapes(model, group)
+    home: Any = model.get_submodule(group.writers[0].name.partition("[")[0].rpartition(".")[0])
     stays, whole = int(keep.sum()), group.units
     new = {word: n * stays // whole for word in COUNTS if isinstance(n := vars(home).get(word), int)}
     if any(s.part is not None for s in group.writers) and hasattr(vars(home).get("config"), "num_attention_heads"):
@@ -100,9 +107,3 @@ def _recount(model: nn.Module, group: Group, keep: Tensor) -> tuple[nn.Module, d
     old = {word: vars(home)[word] for word in new}
     vars(home).update(new)
     return home, old
-
-
-def _reshapes(model: nn.Module, group: Group) -> nn.Module:
-    """The module whose forward cuts the heads apart: the one that holds the writers."""
-    names = {id(module): name for name, module in model.named_modules()}
-    return model.get_submodule(names[id(group.writers[0].module)].rpartition(".")[0])

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .groups import every_group
-from .opening import auto_class
+from .groups import every_group, head_size
+from .opening import _quiet, auto_class
 from .slim import resize
 
 # What configurations call the width of an MLP, the number of heads, and that of key-value heads.
@@ -45,8 +45,10 @@ def settings(model: nn.Module, widths: Mapping[str, int]) -> tuple[dict[str, Any
     rows = list(layers.values())
     if layers and len(layers) == config.num_hidden_layers and all(row == rows[0] for row in rows):
         kind = {"architectures": config.architectures or [type(model).__name__]}
-        if _shapes(config, {**kind, **rows[0]}, {}) == _shapes(config, kind, widths):
-            return rows[0], {}
+        goal, head = _shapes(config, kind, widths), {"head_dim": _head(model)}
+        for row in (rows[0], {**rows[0], **head}):  # fewer heads of the same size: some must be told that size
+            if goal is not None and _shapes(config, {**kind, **row}, {}) == goal:
+                return row, {}
     told: dict[str, Any] = {"per_layer_config": {str(i): row for i, row in layers.items()}} if layers else {}
     return {**told, **({"allow_global_per_layer_attribute_access": True} if layers else {})}, dict(widths)
 
@@ -70,6 +72,11 @@ def _layers(config: Any, model: nn.Module, widths: Mapping[str, int]) -> dict[in
     return {i: out[i] for i in sorted(out)}
 
 
+def _head(model: nn.Module) -> int | None:
+    names = (g.name for g in every_group(model) if g.reader.role == "o")
+    return next((head_size(model, model.get_submodule(name)) for name in names), None)
+
+
 def _words(config: Any, told: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     """Those of the names that the configuration has, as it spells them itself."""
     spelt = [getattr(config, "attribute_map", {}).get(name, name) for name in names]
@@ -81,7 +88,7 @@ def _shapes(config: Any, changed: Mapping[str, Any], widths: Mapping[str, int]) 
     told = {k: v for k, v in config.to_dict().items() if k != "quantization_config"}
     try:
         new = type(config).from_dict({**json.loads(json.dumps(told, default=str)), **changed})
-        with torch.device("meta"):
+        with torch.device("meta"), _quiet():
             model = auto_class(new).from_config(new)
     except (ValueError, TypeError, RuntimeError, AssertionError):
         return None

@@ -24,6 +24,10 @@ def found(model: nn.Module, step: Step) -> tuple[Group, ...]:
     """The groups a step acts on; ValueError for a count that a group does not have."""
     amount = step.budget
     here = tuple(groups(model, step.where))
+    method: Any = step.method
+    for group in here:
+        if group.reader.role not in method.readers:
+            raise ValueError(f"{method.name} knows nothing of {group.name}; write '@ mlp' after its budget")
     for group in here if isinstance(amount.keep, int) and not amount.joint else ():
         if amount.keep > group.units:
             raise ValueError(f"budget '{amount}': {group.name} has only {group.units} units; write {group.units} or less")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -156,14 +157,19 @@ class Coupled:
     reader: Part
 
     @property
-    def pieces(self) -> list[tuple[Part, Float[Tensor, "units size"]]]:
-        """Each map and its weights, unit by unit."""
-        rows = [(part, part.weight.unflatten(0, (self.units, -1)).flatten(1)) for part in self.writers]
-        return [*rows, (self.reader, self.by_unit(self.reader.weight))]
+    def parts(self) -> tuple[Part, ...]:
+        """Every map: the writers, then the reader."""
+        return (*self.writers, self.reader)
 
-    def by_unit(self, columns: Float[Tensor, "out in"]) -> Float[Tensor, "units size"]:
-        """Anything of the reader's shape, unit by unit."""
-        return columns.mT.unflatten(0, (self.units, -1)).flatten(1)
+    def by_unit(self, part: Part, values: Float[Tensor, "out in"]) -> Float[Tensor, "units size"]:
+        """Anything of the shape of one of the maps (its weights, their gradients), unit by unit."""
+        lines = values.mT if part is self.reader else values
+        return lines.unflatten(0, (self.units, -1)).flatten(1)
+
+    def total(self, values: Callable[[Part], Float[Tensor, "out in"]]) -> Float[Tensor, " units"]:
+        """The sum over all maps of what belongs to each unit."""
+        sums = [self.by_unit(part, values(part)).sum(1) for part in self.parts]
+        return torch.stack(sums).sum(0)
 
     def columns(self, keep: Units) -> Bool[Tensor, " in"]:
         """The reader's columns that the kept units own."""
@@ -174,6 +180,7 @@ class Slimmer(Method):
     """Decides which units of coupled maps stay; the others leave all their maps, which become smaller."""
 
     multiple: ClassVar[int] = 1  # what stays of a group is rounded to a multiple of this; a method may have it as a field
+    readers: ClassVar[tuple[str, ...]] = ("down", "o")  # the roles of the maps it knows how to free of inputs
     looks: ClassVar[bool] = False  # whether `allocate` wants to know how far each block turns the hidden state
 
     @abstractmethod
