@@ -31,9 +31,10 @@ class Cfsp(ByUnit):
 
     Without a gate; the inputs are equally loud, channel 1 has more of both maps:
 
+    >>> from fewer.weights import Part
     >>> up, down, x = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0, 1.0]]), torch.ones(1, 2)
     >>> reader = Part("down", down, observe(Cfsp.needs, down, x))
-    >>> Cfsp().score(Coupled(2, (Part("up", up, {}),), reader))
+    >>> Cfsp().score(Coupled(2, (Part("up", up, observe((), up, up)),), reader))
     tensor([0.7500, 1.2500])
     """
 

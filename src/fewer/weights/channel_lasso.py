@@ -26,6 +26,7 @@ class ChannelLasso(Slimmer):
 
     Channels 0 and 1 say the same, channel 2 half as much of something else: 0 and 2 stay, and 0 takes over from 1.
 
+    >>> from fewer.weights import Part
     >>> w, x = torch.tensor([[1.0, 0.5, 1.0]]), torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> part = Part("down", w, observe(ChannelLasso.needs, w, x))
     >>> keep, new = ChannelLasso(damp=1e-9).slim(Coupled(3, (), part), 2)

@@ -16,8 +16,10 @@ class ChannelNorm(ByUnit):
     Differs from the paper: a filter is ranked there by its own weights alone, here by those of all coupled maps
     (a channel has a gate, an up row and a down column; a head has four parts).
 
+    >>> from fewer.weights import Part
     >>> up, down = torch.tensor([[1.0, -1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0, -5.0]])
-    >>> ChannelNorm().score(Coupled(3, (Part("up", up, {}),), Part("down", down, {})))
+    >>> reads, writes = (Part(role, w, observe((), w, w)) for role, w in (("down", down), ("up", up)))
+    >>> ChannelNorm().score(Coupled(3, (writes,), reads))
     tensor([4., 3., 6.])
     """
 

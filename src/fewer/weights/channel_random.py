@@ -18,7 +18,8 @@ class ChannelRandom(ByUnit):
 
     Differs from the paper: no training follows.
 
-    >>> part = Part("down", torch.ones(1, 4), {})
+    >>> from fewer.weights import Part
+    >>> part = Part("down", torch.ones(1, 4), observe((), torch.ones(1, 4), torch.ones(1, 4)))
     >>> ChannelRandom().slim(Coupled(4, (), part), 3)[0].sum()
     tensor(3)
     """

@@ -17,6 +17,7 @@ class ChannelTaylor(ByUnit):
     Differs from the paper: no second-order term (its `element^1`), and no fine-tuning follows; the first and the last
     layers are not left out (write that in the pattern: `mlp,!*.layers.0.*`).
 
+    >>> from fewer.weights import Part
     >>> w, grad = torch.tensor([[1.0, 2.0]]), torch.tensor([[-3.0, 1.0]])
     >>> part = Part("down", w, observe((GradMean,), w, torch.ones(1, 2), grad))
     >>> ChannelTaylor().score(Coupled(2, (), part))

@@ -25,6 +25,7 @@ class Seap(ByUnit):
     Differs from the paper: one task a model, no router that picks a mask for each prompt; `ends` is a share of the layers
     (2 of 32 there); where an L would leave a layer less than one unit, the others make up for it.
 
+    >>> from fewer.weights import Part
     >>> w, x = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 4.0], [1.0, -4.0]])
     >>> Seap().score(Coupled(2, (), Part("down", w, observe(Seap.needs, w, x))))
     tensor([ 0., 16.])
