@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -31,11 +30,11 @@ def first_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-@torch.no_grad()
 def feed(model: nn.Module, blocks: Sequence[nn.Module], number: int, batch: Batch, heard: Any = None) -> Any:
     """What block `number` says when the block before it has said `heard` (None: the model's own input to the first).
 
     Blocks say hidden states, or a tuple that begins with them; what is returned is what the next block hears.
+    Gradients flow from it to `heard` and the block's weights, where they ask for any.
     """
     said: list[Any] = []
     real = blocks[number].forward
@@ -51,7 +50,19 @@ def feed(model: nn.Module, blocks: Sequence[nn.Module], number: int, batch: Batc
     return said[0]
 
 
-@torch.no_grad()
+def enter(model: nn.Module, blocks: Sequence[nn.Module], batch: Batch) -> Tensor:
+    """What the first block hears: embedded words, pictures in patches."""
+    said: list[Tensor] = []
+
+    def here(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        said.append(first)
+        raise _Heard
+
+    with _forward(blocks[0], here), contextlib.suppress(_Heard):
+        call(model, batch)
+    return said[0]
+
+
 def finish(model: nn.Module, blocks: Sequence[nn.Module], batch: Batch, heard: Any) -> Any:
     """What the model answers if its last block says `heard`: final norm and head only."""
     with _passing(blocks[:-1], heard), _forward(blocks[-1], lambda *args, **kwargs: heard):

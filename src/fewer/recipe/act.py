@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewer.calibrate import Crew
 from fewer.core import Change
 from fewer.models import stored_dtype
+from fewer.models.loss import Loss
 
-from .engine import Plan, Progress, divide, plan, run, undoing
+from .engine import Plan, Progress, divide, hears, plan, run, undoing
 from .steps import Recipe, recipe
-from .walk import Hold, Walk, already_there
+from .walk import Device, Hold, Walk, already_there
 
 
 @dataclass
@@ -34,12 +36,19 @@ class Applied:
 
 @contextlib.contextmanager
 def apply(
-    model: nn.Module, steps: Any, data: Tensor | None = None, progress: Progress | None = None
+    model: nn.Module,
+    steps: Any,
+    data: Tensor | None = None,
+    progress: Progress | None = None,
+    device: Device = None,
+    loss: Loss | None = None,
 ) -> Iterator[Applied]:
     """Do the steps; on leaving, every weight is what it was, bit for bit.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
-    for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype.
+    for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype. Blocks
+    are brought to `device` one at a time, and back. `loss(answer, data)`, a mean over windows, is what gradients are
+    taken of; a language model has its own.
 
     >>> with apply(model, "weights/wanda 50% @ mlp", data) as applied:  # doctest: +SKIP
     ...     print(applied.changes[0].kept)
@@ -47,19 +56,38 @@ def apply(
     """
     todo = plan(model, recipe(steps))
     with undoing([s for t in todo.tasks for s in t.sites]):
-        yield keep(model, todo, data, progress)
+        yield keep(model, todo, data, progress, device, loss)
 
 
-def keep(model: nn.Module, todo: Plan, data: Tensor | None, progress: Progress | None = None) -> Applied:
+def keep(
+    model: nn.Module,
+    todo: Plan,
+    data: Tensor | None,
+    progress: Progress | None = None,
+    device: Device = None,
+    loss: Loss | None = None,
+) -> Applied:
     """Do a plan in place, for good."""
     applied = Applied(model, tuple(t.step for t in todo.tasks))
-    walk = walk_for(model, todo, data)
-    divide(walk, todo, progress)
-    run(walk, todo, applied.done, progress)
+    with walk_for(model, todo, data, device=device, loss=loss) as walk:
+        divide(walk, todo, progress)
+        run(walk, todo, applied.done, progress)
     return applied
 
 
-def walk_for(model: nn.Module, todo: Plan, data: Tensor | None, hold: Hold = already_there) -> Walk:
-    """The way through a model for a plan: what lies outside the blocks is a stop only if the plan acts there."""
-    walk = Walk(model, data, stored_dtype(model), hold)
+def walk_for(
+    model: nn.Module,
+    todo: Plan,
+    data: Tensor | None,
+    hold: Hold = already_there,
+    device: Device = None,
+    loss: Loss | None = None,
+) -> Walk:
+    """The way through a model for a plan: what lies outside the blocks is a stop only if the plan acts there.
+
+    `ValueError`, before any work: data that is missing, or a loss that nobody can guess.
+    """
+    walk = Walk(model, data, stored_dtype(model), hold, device=device, loss=loss, crew=Crew.here())
+    if any(hears(t.step) for t in todo.tasks):
+        walk.need_data()
     return walk.with_rest([s for t in todo.tasks for s in t.sites])

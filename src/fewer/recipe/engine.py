@@ -5,21 +5,22 @@ import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewer.calibrate import Stats, watching
+from fewer.calibrate import Stat, Stats
 from fewer.core import Budget, Change, Group, Site
 from fewer.models import SparseLinear, sites
 from fewer.select import joint_counts
 
 from . import slimming
+from .blame import Blame, of_gradients
+from .look import Progress, look_back, observe, of_inputs
 from .steps import Recipe, Step
 from .walk import Walk
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ def needs(step: Step) -> tuple[type, ...]:
     return tuple(dict.fromkeys(asked))
 
 
+def hears(step: Step) -> bool:
+    """Whether a step needs calibration data: for statistics, or to sense the loss."""
+    sensing = step.allocator is not None and type(step.allocator).sense is not _protocol(step).Allocator.sense  # type: ignore[attr-defined]
+    return sensing or bool(needs(step) or (step.allocator and step.allocator.needs))
+
+
 def waves(plan: Plan) -> list[list[int]]:
     """Tasks that touch no common site share one look at the data; a task that follows on another's site waits."""
     out: list[list[int]] = []
@@ -103,55 +110,83 @@ def run(
     progress: Progress | None = None,
     skip: Callable[[str], bool] = lambda block: False,
 ) -> None:
-    """Do the plan. `done(block, [(change, stored), ...])` is called after each block; `skip` says which are done already."""
+    """Do the plan. `done(block, [(change, stored), ...])` is called after each block; `skip` says which are done already.
+
+    Gradients are those of the dense model: they are looked for before anything is pruned.
+    """
     order = waves(plan)
     last = _last_hearing(walk, plan)
+    blame = look_back(walk, [(s, needs(t.step)) for t in plan.tasks for s in t.sites], progress)
     for number, block in enumerate(walk.blocks):
         if progress:
             progress(f"block {block}" if block else "model", number, len(walk.blocks))
         with walk.on(number):
             if not skip(block):
-                results = [r for wave in order for r in _wave(walk, number, plan, wave)]
+                with walk.near(number):
+                    felt = _felt(walk, number, plan, blame)
+                    results = [r for wave in order for r in _wave(walk, number, plan, wave, felt)]
                 done(block, results)
             if number < last:
                 walk.advance(number)
+        if blame:
+            blame.forget(number)
     if progress:
         progress("done", len(walk.blocks), len(walk.blocks))
 
 
+def _felt(walk: Walk, number: int, plan: Plan, blame: Blame | None) -> dict[tuple[int, str], Stats]:
+    """The statistics of gradients at a block, by task and site, while the block is dense still."""
+    found: dict[tuple[int, str], Stats] = {}
+    for i, task in enumerate(plan.tasks if blame else ()):
+        wanted = [(s, needs(task.step)) for s in walk.within(number, task.sites) if of_gradients(needs(task.step))]
+        if blame and wanted:
+            found |= {(i, name): stats for name, stats in blame.at(number, wanted).items()}
+    return found
+
+
 def _last_hearing(walk: Walk, plan: Plan) -> int:
-    """The last block whose statistics anybody needs: after it nothing must be fed on."""
-    hearing = [n for n, _ in enumerate(walk.blocks) for t in plan.tasks if needs(t.step) and walk.within(n, t.sites)]
+    """The last block whose inputs anybody needs: after it nothing must be fed on."""
+    hearing = [
+        n for t in plan.tasks if of_inputs(needs(t.step)) for n in {walk.number(s) for s in t.sites}
+    ]  # fmt: skip
     return max(hearing, default=-1)
 
 
-def _wave(walk: Walk, number: int, plan: Plan, wave: Sequence[int]) -> Iterator[tuple[Change, Any]]:
+def _wave(
+    walk: Walk, number: int, plan: Plan, wave: Sequence[int], felt: dict[tuple[int, str], Stats]
+) -> Iterator[tuple[Change, Any]]:
     here = {i: walk.within(number, plan.tasks[i].sites) for i in wave}
-    wanted = {s.name: (s, needs(plan.tasks[i].step)) for i in wave for s in here[i]}
+    wanted = {s.name: (s, of_inputs(needs(plan.tasks[i].step))) for i in wave for s in here[i]}
     groups = {i: slimming.within(walk, number, plan.tasks[i].groups) for i in wave}
-    wanted |= {s.name: (s, k) for i in wave for g in groups[i] for s, k in slimming.asked(plan.tasks[i].step, g)}
+    asked = [pair for i in wave for g in groups[i] for pair in slimming.asked(plan.tasks[i].step, g)]
+    wanted |= {s.name: (s, of_inputs(kinds)) for s, kinds in asked}
     stats = observe(walk, number, list(wanted.values()))
     for i in wave:
-        yield from slimming.act(plan.tasks[i].step, groups[i], [plan.at(i, g) for g in groups[i]], stats, walk.dtype)
+        for s in here[i]:
+            stats[s.name] |= felt.pop((i, s.name), Stats())
         if plan.tasks[i].groups:
+            yield from slimming.act(
+                plan.tasks[i].step, groups[i], [plan.at(i, g) for g in groups[i]], stats, walk.dtype
+            )
             continue
         step, act = plan.tasks[i].step, _act(plan.tasks[i].step)
         budgets = _within_layer(step, here[i], stats) or {s.name: plan.at(i, s) for s in here[i]}
-        for site in here[i]:
-            change, stored = act(step.method, step.correctors, site, budgets[site.name], stats[site.name], walk.dtype)
-            yield replace(change, step=step.what, budget=str(step.budget)), stored
-            del stats[site.name]
+
+        def do(site: Site, step: Step = step, act: Any = act, budgets: dict[str, Budget] = budgets) -> Any:
+            known = stats.pop(site.name)
+            change, stored = act(step.method, step.correctors, site, budgets[site.name], known, walk.dtype)
+            return replace(change, step=step.what, budget=str(step.budget)), stored.to("cpu"), site.read()
+
+        for site, (change, stored, w) in zip(here[i], walk.crew.share(here[i], _work, do), strict=True):
+            if walk.crew.size > 1:
+                site.write(w)
+            yield change, stored
 
 
-def observe(walk: Walk, number: int, wanted: Sequence[tuple[Site, tuple[type, ...]]]) -> dict[str, Stats]:
-    """Run a block on all data once and collect what is asked for at each site; nothing is run if nothing is asked."""
-    with contextlib.ExitStack() as stack:
-        seen: dict[str, Stats] = {}
-        for kinds in dict.fromkeys(k for _, k in wanted):
-            seen |= stack.enter_context(watching([s for s, k in wanted if k == kinds], kinds))
-        if any(kinds for _, kinds in wanted):
-            walk.listen(number)
-    return seen
+def _work(site: Site) -> float:
+    """About how long a site takes: a factorisation of its inputs' moments, and as much again for each row."""
+    rows, cols = site.shape
+    return float(cols) ** 3 + rows * float(cols) ** 2
 
 
 def _within_layer(step: Step, here: Sequence[Site], stats: dict[str, Stats]) -> dict[str, Budget]:
@@ -173,34 +208,63 @@ def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
     """One look at the dense model, for budgets that are divided over all of it: an allocator's, or `per model`."""
     divided = [i for i in plan.divided() if not plan.tasks[i].groups]
     signals: dict[tuple[int, str], Tensor] = {}
+    kinds = {i: _asked_first(plan.tasks[i].step) for i in divided}
+    blame = look_back(walk, [(s, kinds[i]) for i in divided for s in plan.tasks[i].sites], progress)
     for number, block in enumerate(walk.blocks if divided else ()):
         if progress:
             progress(f"looking at {block}", number, len(walk.blocks))
-        with walk.on(number):
+        with walk.on(number), walk.near(number):
             for i in divided:
-                step = plan.tasks[i].step
                 here = walk.within(number, plan.tasks[i].sites)
-                kinds = step.allocator.needs if step.allocator else step.method.needs
-                stats = observe(walk, number, [(s, kinds) for s in here])
-                ask = step.allocator.signal if step.allocator else step.method.score  # type: ignore[attr-defined]
-                signals |= {(i, s.name): ask(s.read().float(), stats[s.name]).cpu() for s in here}
+                stats = observe(walk, number, [(s, of_inputs(kinds[i])) for s in here])
+                if blame and of_gradients(kinds[i]) and here:
+                    for name, felt in blame.at(number, [(s, kinds[i]) for s in here]).items():
+                        stats[name] |= felt
+                ask = partial(_signal, walk, number, plan.tasks[i].step)
+                signals |= {(i, s.name): ask(s, stats[s.name]).cpu() for s in here}
             walk.advance(number)
     for i in divided:
         plan.budgets |= {(i, name): b for name, b in _divide(plan.tasks[i], i, signals).items()}
     walk.rewind()
     for i, task in enumerate(plan.tasks):
         if task.groups:
-            amounts = slimming.divide(walk, task.step, task.groups, observe, _jointly)
+            amounts = slimming.divide(walk, task.step, task.groups, partial(_signal, walk), _jointly)
             plan.budgets |= {(i, g.name): b for g, b in zip(task.groups, amounts, strict=True)}
+    plan.budgets = walk.crew.first(lambda: plan.budgets)
+
+
+def _asked_first(step: Step) -> tuple[type[Stat], ...]:
+    return step.allocator.needs if step.allocator else step.method.needs
+
+
+def _signal(walk: Walk, number: int, step: Step, site: Site, stats: Stats) -> Tensor:
+    """What is remembered of a site; who senses may put another map in its place and ask for the loss."""
+    w = site.read().float()
+    if step.allocator is None:
+        return step.method.score(w, stats)  # type: ignore[attr-defined]
+
+    def loss(tried: Tensor) -> float:
+        before = site.read().clone()
+        try:
+            site.write(tried)
+            return walk.loss(number)
+        finally:
+            site.write(before)
+
+    return step.allocator.sense(w, stats, loss)  # type: ignore[attr-defined]
 
 
 def _divide(task: Task, i: int, signals: dict[tuple[int, str], Tensor]) -> dict[str, Budget]:
     step, names = task.step, [s.name for s in task.sites]
     if step.allocator is None:
         return dict(zip(names, _jointly([signals[i, n] for n in names], step.budget), strict=True))
-    share = importlib.import_module(f"fewer.{step.axis}").Share
+    share = _protocol(step).Share
     shares = [share(s.name, s.shape, s.layer, signals[i, s.name]) for s in task.sites]
     return dict(zip(names, step.allocator.allocate(step.budget, shares), strict=True))  # type: ignore[attr-defined]
+
+
+def _protocol(step: Step) -> Any:
+    return importlib.import_module(f"fewer.{step.axis}")
 
 
 def _act(step: Step) -> Callable[..., tuple[Change, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewer.core import Budget, Change, Group, Site
 from fewer.models.groups import groups
 
+from .look import seeing
 from .steps import Step, kind
 from .walk import Walk
 
@@ -30,7 +31,9 @@ def found(model: nn.Module, step: Step) -> tuple[Group, ...]:
             raise ValueError(f"{method.name} knows nothing of {group.name}; write '@ mlp' after its budget")
     for group in here if isinstance(amount.keep, int) and not amount.joint else ():
         if amount.keep > group.units:
-            raise ValueError(f"budget '{amount}': {group.name} has only {group.units} units; write {group.units} or less")
+            raise ValueError(
+                f"budget '{amount}': {group.name} has only {group.units} units; write {group.units} or less"
+            )
     return here
 
 
@@ -72,40 +75,47 @@ def divide(
     walk: Walk,
     step: Step,
     here: Sequence[Group],
-    observe: Callable[..., dict[str, Any]],
+    signal: Callable[..., Tensor],
     jointly: Callable[[Sequence[Tensor], Budget], list[Budget]],
 ) -> list[Budget]:
     """One budget a group: the allocator's after `by`, one ranking for `per model`, else the slimmer's own rule."""
-    method: Any = step.method
+    method: Any = step.allocator or step.method
     axis = importlib.import_module(f"fewer.{step.axis}")
-    if step.allocator:
-        method, signals = step.allocator, _signals(walk, step, here, observe, axis)
-    elif step.budget.scope == "model":
-        scores = _signals(walk, step, here, observe, axis)
+    if step.budget.scope == "model" and not step.allocator:
+        wanted = {g.name: asked(step, g) for g in here}
+
+        def score(number: int, g: Group, stats: dict[str, Any]) -> Tensor:
+            parts = [axis.Part(s.role, s.read().float(), stats[s.name]) for s in g.sites]
+            return method.score(axis.Coupled(g.units, tuple(parts[:-1]), parts[-1]))
+
+        scores = _look(walk, here, wanted, score)
         return jointly([scores[g.name] for g in here], step.budget)
+    if step.allocator:
+
+        def remember(number: int, g: Group, stats: dict[str, Any]) -> Tensor:
+            return signal(number, step, g.reader, stats[g.reader.name])
+
+        signals = _look(walk, here, {g.name: [(g.reader, method.needs)] for g in here}, remember)
     else:
         signals = _turns(walk, here) if method.looks else {}
     shares = [axis.Share(g.name, (1, g.units), g.layer, signals.get(g.name)) for g in here]
     return method.allocate(step.budget, shares)
 
 
-def _signals(
-    walk: Walk, step: Step, here: Sequence[Group], observe: Callable[..., dict[str, Any]], axis: Any
+def _look(
+    walk: Walk,
+    here: Sequence[Group],
+    wanted: Mapping[str, list[tuple[Site, tuple[type, ...]]]],
+    tell: Callable[[int, Group, dict[str, Any]], Tensor],
 ) -> dict[str, Tensor]:
-    """One look at the dense model: what the allocator remembers of each reader, else the slimmer's scores."""
+    """One look at the dense model, block by block: what is to be told of each group."""
     out: dict[str, Tensor] = {}
-    by: Any = step.allocator
+    see = seeing(walk, [pair for pairs in wanted.values() for pair in pairs])
     for number, _ in enumerate(walk.blocks):
-        with walk.on(number):
+        with walk.on(number), walk.near(number):
             local = within(walk, number, here)
-            wanted = [(g.reader, by.needs) for g in local] if by else [w for g in local for w in asked(step, g)]
-            stats = observe(walk, number, wanted)
-            for g in local:
-                if by:
-                    out[g.name] = by.signal(g.reader.read().float(), stats[g.reader.name]).cpu()
-                else:
-                    parts = [axis.Part(s.role, s.read().float(), stats[s.name]) for s in g.sites]
-                    out[g.name] = step.method.score(axis.Coupled(g.units, tuple(parts[:-1]), parts[-1])).cpu()  # type: ignore[attr-defined]
+            stats = see(number, [pair for g in local for pair in wanted[g.name]])
+            out |= {g.name: tell(number, g, stats).cpu() for g in local}
             walk.advance(number)
     walk.rewind()
     return out
@@ -115,7 +125,7 @@ def _turns(walk: Walk, here: Sequence[Group]) -> dict[str, Tensor]:
     """How far the block of each group turns the hidden state: the mean angle over all tokens, in half turns."""
     out: dict[str, Tensor] = {}
     for number, _ in enumerate(walk.blocks):
-        with walk.on(number):
+        with walk.on(number), walk.near(number):
             if local := within(walk, number, here):
                 mean = torch.cat([_angle(x, y) for x, y in walk.through(number)]).mean().float().cpu()
                 out |= {g.name: mean for g in local}

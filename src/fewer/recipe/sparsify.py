@@ -18,8 +18,8 @@ from fewer.models import blocks, materialise, open_lazily, release, stored_dtype
 from fewer.models.hub import describe
 from fewer.models.slim import resize
 
-from .act import Applied, keep, walk_for
 from . import slimming
+from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
 from .pack import packed
 from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest
@@ -168,7 +168,9 @@ class _Job:
         self._index()
         notes = [self._note(block) for block in [*self.names, ""] if self.store.has(self._files(block)[1])]
         changes = [Change(**row) for note in notes for row in note["changes"]]
-        both = {key: {k: v for n in notes for k, v in n["described"].get(key, {}).items()} for key in ("sites", "widths")}
+        both = {
+            key: {k: v for n in notes for k, v in n["described"].get(key, {}).items()} for key in ("sites", "widths")
+        }
         both["widths"] = widths_of(self.model) | both["widths"]
         sparse = {**notes[0]["described"], **both}
         write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)

@@ -12,7 +12,10 @@ from fewer.testing import unchanged
 from fewer.weights import Coupled, Part, Share, Slimmer
 
 TOKENS, HIDDEN = 256, 20
-WIDTHS = {"down": (24, {"gate": 1, "up": 1}), "o": (8, {"q": 6, "k": 3, "v": 3})}  # units, and rows of one in each writer
+WIDTHS = {
+    "down": (24, {"gate": 1, "up": 1}),
+    "o": (8, {"q": 6, "k": 3, "v": 3}),
+}  # units, and rows of one in each writer
 
 
 def coupled(m, role: str = "down", seed: int = 0, order: Tensor | None = None):
@@ -50,7 +53,9 @@ def check_count(m):
         group, _ = coupled(m, role)
         for count in (1, 3, group.units // 2, group.units - 1):
             keep, new = m.slim(group, count)
-            assert keep.shape == (group.units,) and keep.dtype == torch.bool, "`slim` says of each unit whether it stays"
+            assert keep.shape == (group.units,) and keep.dtype == torch.bool, (
+                "`slim` says of each unit whether it stays"
+            )
             assert keep.sum() == count, f"{int(keep.sum())} units stay, not {count}"
             assert new.shape == group.reader.weight.shape and new.dtype == group.reader.weight.dtype
             assert (new[:, ~group.columns(keep)] == 0).all(), "a column of a unit that left is not zero"

@@ -179,7 +179,9 @@ class Coupled:
 class Slimmer(Method):
     """Decides which units of coupled maps stay; the others leave all their maps, which become smaller."""
 
-    multiple: ClassVar[int] = 1  # what stays of a group is rounded to a multiple of this; a method may have it as a field
+    multiple: ClassVar[int] = (
+        1  # what stays of a group is rounded to a multiple of this; a method may have it as a field
+    )
     readers: ClassVar[tuple[str, ...]] = ("down", "o")  # the roles of the maps it knows how to free of inputs
     looks: ClassVar[bool] = False  # whether `allocate` wants to know how far each block turns the hidden state
 

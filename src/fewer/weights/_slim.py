@@ -23,6 +23,10 @@ class Slimmed:
     bytes: int
     low_rank: None = None  # nothing is added beside them
 
+    def to(self, device: str) -> "Slimmed":
+        """The same, there."""
+        return replace(self, keep=self.keep.to(device))
+
 
 @torch.no_grad()
 def act(
