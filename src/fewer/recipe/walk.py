@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Site
 from fewer.models import blocks
-from fewer.models.feed import call, feed, finish
+from fewer.models.feed import call, feed, finish, first_of
 from fewer.models.loss import Loss, answer_of, loss_of
 
 Hold = Callable[[str], AbstractContextManager[None]]
