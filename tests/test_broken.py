@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from broken_slimmers import SLIMMERS
 
 from fewer import activations, attention, experts, features, weights
 from fewer.calibrate import GradMean, Gram, HessianGradient, InputSquares
@@ -458,6 +459,10 @@ class StraightThrough(features.Sparsifier):
     def code(self, pre, budget):
         z = pre.relu() * select(pre, budget)
         return pre + (z - pre).detach()
+
+
+for slimmer, check_name in SLIMMERS:
+    broken("weights", check_name)(slimmer)
 
 
 @pytest.mark.parametrize("cls, by", BROKEN)

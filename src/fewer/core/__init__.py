@@ -4,6 +4,7 @@ from .budget import SCOPES as SCOPES
 from .budget import Budget as Budget
 from .budget import Scope as Scope
 from .budget import budget as budget
+from .group import Group as Group
 from .method import Method as Method
 from .method import axes as axes
 from .method import find as find

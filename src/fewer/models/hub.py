@@ -12,6 +12,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fewer.layout import find_layout
 
 from .packed import SparseLinear, swap
+from .slim import resize
+from .widths import remember
 
 VERSION = 1
 
@@ -51,12 +53,18 @@ def empty(name: str, told: Mapping[str, Any], old: nn.Module) -> SparseLinear:
 class FewerConfig(QuantizationConfigMixin):
     """`quantization_config` in a config.json with `"quant_method": "fewer"`."""
 
-    def __init__(self, sites: dict[str, Any], version: int = VERSION, quant_method: str = "fewer") -> None:
+    def __init__(
+        self,
+        sites: dict[str, Any],
+        version: int = VERSION,
+        quant_method: str = "fewer",
+        widths: dict[str, int] | None = None,
+    ) -> None:
         if version > VERSION:
             raise ValueError(
                 f"this model was saved in format {version} and this fewer reads up to {VERSION}: update it"
             )
-        self.quant_method, self.version, self.sites = quant_method, version, sites
+        self.quant_method, self.version, self.sites, self.widths = quant_method, version, sites, widths or {}
 
 
 class FewerQuantizer(HfQuantizer):
@@ -65,6 +73,8 @@ class FewerQuantizer(HfQuantizer):
     requires_calibration = True  # only what was packed before can be opened
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        resize(model, self.quantization_config.widths)
+        remember(model, self.quantization_config.widths)
         here = dict(model.named_modules())
         told = self.quantization_config.sites
         for name in told:

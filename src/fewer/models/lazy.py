@@ -15,6 +15,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from .blocks import stacks
 from .opening import auto_class, locate, weights_of
+from .slim import resize
+from .widths import remember
 
 
 class _Source:
@@ -85,10 +87,13 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
     """
     place = Path(locate(path))
     config = AutoConfig.from_pretrained(place)
-    if getattr(config, "quantization_config", None):
+    told = getattr(config, "quantization_config", None) or {}
+    if told and (told.get("quant_method") != "fewer" or told.get("sites")):
         raise ValueError(f"{path} is packed or quantised already; open it with open_model")
     with torch.device("meta"):
         model = auto_class(config).from_config(config, dtype=getattr(torch, dtype))
+    resize(model, told.get("widths", {}))
+    remember(model, told.get("widths", {}))
     with weights_of(path):
         source = _Source(place, model, getattr(torch, dtype))
     _check_names(model, source, str(path))

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewer.calibrate import Stat, Stats, watching
-from fewer.core import Budget, Change, Site
+from fewer.calibrate import Stat, Stats
+from fewer.core import Budget, Change, Group, Site
 from fewer.models import SparseLinear, sites
 from fewer.select import joint_counts
 
+from . import slimming
 from .blame import Blame, of_gradients
+from .look import Progress, look_back, observe, of_inputs
 from .steps import Recipe, Step
 from .walk import Walk
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Task:
 
     step: Step
     sites: tuple[Site, ...]
+    groups: tuple[Group, ...] = ()  # of a step that makes maps narrower: the sites are theirs
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Plan:
     tasks: tuple[Task, ...]
     budgets: dict[tuple[int, str], Budget] = field(default_factory=dict)  # (task, site) where a budget was divided
 
-    def at(self, task: int, site: Site) -> Budget:
+    def at(self, task: int, site: Site | Group) -> Budget:
         return self.budgets.get((task, site.name), self.tasks[task].step.budget)
 
     def divided(self) -> list[int]:
@@ -52,21 +53,24 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
     for step in steps:
         if step.axis != "weights":
             raise ValueError(f"{step.method.name}: only the axis 'weights' acts on a stored model so far")
-        found = tuple(sites(model, step.where))
+        groups = slimming.found(model, step) if slimming.slims(step) else ()
+        found = tuple(s for g in groups for s in g.sites) or tuple(sites(model, step.where))
         for site in found:
-            _check(site, step.budget)
+            _check(site, None if groups else step.budget)
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
-        tasks.append(Task(step, found))
+        tasks.append(Task(step, found, groups))
+    slimming.check_apart([({s.name for s in t.sites}, bool(t.groups), t.step) for t in tasks])
     return Plan(tuple(tasks))
 
 
-def _check(site: Site, amount: Budget) -> None:
+def _check(site: Site, amount: Budget | None) -> None:
     """What can be known of a site before any work. Weights that are still on disk are looked at when they are read."""
     if isinstance(site.module, SparseLinear):
         raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
     try:
-        amount.check(*site.shape)
+        if amount:
+            amount.check(*site.shape)
     except ValueError as wrong:
         raise ValueError(f"{site.name}: {wrong}") from None
     if not site.tensor.is_meta and not site.read().isfinite().all():
@@ -130,16 +134,6 @@ def run(
         progress("done", len(walk.blocks), len(walk.blocks))
 
 
-def look_back(
-    walk: Walk, asked: Sequence[tuple[Site, tuple[type[Stat], ...]]], progress: Progress | None = None
-) -> Blame | None:
-    """The gradients of the dense model, if any of these statistics is of gradients."""
-    asking = [(site, of_gradients(kinds)) for site, kinds in asked if of_gradients(kinds)]
-    if asking and progress:
-        progress("gradients", 0, len(walk.blocks))
-    return Blame(walk, asking) if asking else None
-
-
 def _felt(walk: Walk, number: int, plan: Plan, blame: Blame | None) -> dict[tuple[int, str], Stats]:
     """The statistics of gradients at a block, by task and site, while the block is dense still."""
     found: dict[tuple[int, str], Stats] = {}
@@ -153,26 +147,29 @@ def _felt(walk: Walk, number: int, plan: Plan, blame: Blame | None) -> dict[tupl
 def _last_hearing(walk: Walk, plan: Plan) -> int:
     """The last block whose inputs anybody needs: after it nothing must be fed on."""
     hearing = [
-        n for t in plan.tasks if _of_inputs(needs(t.step)) for n in {walk.number(s) for s in t.sites}
+        n for t in plan.tasks if of_inputs(needs(t.step)) for n in {walk.number(s) for s in t.sites}
     ]  # fmt: skip
     return max(hearing, default=-1)
-
-
-def _of_inputs(kinds: tuple[type[Stat], ...]) -> tuple[type[Stat], ...]:
-    """The statistics that a run forward fills."""
-    return tuple(k for k in kinds if k not in of_gradients(kinds))
 
 
 def _wave(
     walk: Walk, number: int, plan: Plan, wave: Sequence[int], felt: dict[tuple[int, str], Stats]
 ) -> Iterator[tuple[Change, Any]]:
     here = {i: walk.within(number, plan.tasks[i].sites) for i in wave}
-    wanted = {s.name: (s, _of_inputs(needs(plan.tasks[i].step))) for i in wave for s in here[i]}
+    wanted = {s.name: (s, of_inputs(needs(plan.tasks[i].step))) for i in wave for s in here[i]}
+    groups = {i: slimming.within(walk, number, plan.tasks[i].groups) for i in wave}
+    asked = [pair for i in wave for g in groups[i] for pair in slimming.asked(plan.tasks[i].step, g)]
+    wanted |= {s.name: (s, of_inputs(kinds)) for s, kinds in asked}
     stats = observe(walk, number, list(wanted.values()))
     for i in wave:
-        step, act = plan.tasks[i].step, _act(plan.tasks[i].step)
         for s in here[i]:
             stats[s.name] |= felt.pop((i, s.name), Stats())
+        if plan.tasks[i].groups:
+            yield from slimming.act(
+                plan.tasks[i].step, groups[i], [plan.at(i, g) for g in groups[i]], stats, walk.dtype
+            )
+            continue
+        step, act = plan.tasks[i].step, _act(plan.tasks[i].step)
         budgets = _within_layer(step, here[i], stats) or {s.name: plan.at(i, s) for s in here[i]}
 
         def do(site: Site, step: Step = step, act: Any = act, budgets: dict[str, Budget] = budgets) -> Any:
@@ -192,17 +189,6 @@ def _work(site: Site) -> float:
     return float(cols) ** 3 + rows * float(cols) ** 2
 
 
-def observe(walk: Walk, number: int, wanted: Sequence[tuple[Site, tuple[type, ...]]]) -> dict[str, Stats]:
-    """Run a block on all data once and collect what is asked for at each site; nothing is run if nothing is asked."""
-    with contextlib.ExitStack() as stack:
-        seen: dict[str, Stats] = {}
-        for kinds in dict.fromkeys(k for _, k in wanted):
-            seen |= stack.enter_context(watching([s for s, k in wanted if k == kinds], kinds, walk.crew))
-        if any(kinds for _, kinds in wanted):
-            walk.listen(number)
-    return seen
-
-
 def _within_layer(step: Step, here: Sequence[Site], stats: dict[str, Stats]) -> dict[str, Budget]:
     """`per layer`: the maps of one block share one ranking."""
     if step.budget.scope != "layer" or not here:
@@ -220,7 +206,7 @@ def _jointly(scores: Sequence[Tensor], shared: Budget) -> list[Budget]:
 
 def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
     """One look at the dense model, for budgets that are divided over all of it: an allocator's, or `per model`."""
-    divided = plan.divided()
+    divided = [i for i in plan.divided() if not plan.tasks[i].groups]
     signals: dict[tuple[int, str], Tensor] = {}
     kinds = {i: _asked_first(plan.tasks[i].step) for i in divided}
     blame = look_back(walk, [(s, kinds[i]) for i in divided for s in plan.tasks[i].sites], progress)
@@ -230,7 +216,7 @@ def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
         with walk.on(number), walk.near(number):
             for i in divided:
                 here = walk.within(number, plan.tasks[i].sites)
-                stats = observe(walk, number, [(s, _of_inputs(kinds[i])) for s in here])
+                stats = observe(walk, number, [(s, of_inputs(kinds[i])) for s in here])
                 if blame and of_gradients(kinds[i]) and here:
                     for name, felt in blame.at(number, [(s, kinds[i]) for s in here]).items():
                         stats[name] |= felt
@@ -239,8 +225,12 @@ def divide(walk: Walk, plan: Plan, progress: Progress | None = None) -> None:
             walk.advance(number)
     for i in divided:
         plan.budgets |= {(i, name): b for name, b in _divide(plan.tasks[i], i, signals).items()}
-    plan.budgets = walk.crew.first(lambda: plan.budgets)
     walk.rewind()
+    for i, task in enumerate(plan.tasks):
+        if task.groups:
+            amounts = slimming.divide(walk, task.step, task.groups, partial(_signal, walk), _jointly)
+            plan.budgets |= {(i, g.name): b for g, b in zip(task.groups, amounts, strict=True)}
+    plan.budgets = walk.crew.first(lambda: plan.budgets)
 
 
 def _asked_first(step: Step) -> tuple[type[Stat], ...]:

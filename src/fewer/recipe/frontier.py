@@ -125,7 +125,8 @@ class Bench:
 
     def points(self, steps: Sequence[Step | None]) -> list[Point]:
         """A point for each step; None is the dense model. `ValueError` before any work for what the model cannot take."""
-        plan(self.shape, tuple(s for s in steps if s))
+        for s in filter(None, steps):
+            plan(self.shape, (s,))
         todo = [replace(self.base, step=str(s) if s else "") for s in steps]
         self.total += len(todo)
         known: dict[str, Point] = {}

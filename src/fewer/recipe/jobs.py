@@ -120,8 +120,7 @@ def _flops(job: Job, model: nn.Module, changes: list[Change], stored: dict[str, 
     """
     if not changes:
         return 1.0
-    shapes = {s.name: math.prod(s.shape) for s in sites(model, job.where)}
-    spared = sum((1 - c.kept) * shapes[c.site] for c in changes)
+    spared = sum((1 - c.kept) * c.bytes_before for c in changes) / stored_dtype(model).itemsize
     added = sum(t.numel() for s in stored.values() for t in (s.low_rank or ()))
     window = job.test[:1]
     return 1 - 2 * window.numel() * (spared - added) / flops(model, window)

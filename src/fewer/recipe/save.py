@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewer.core import Change
-from fewer.models import SparseLinear, open_model, restore, sites, stored_dtype, swap
+from fewer.models import SparseLinear, open_model, restore, settle, shrink, sites, stored_dtype, swap, widths_of
+from fewer.models import settings as widths_said
 from fewer.models.hub import describe
 
+from . import slimming
 from .act import Applied
 from .pack import packed
 from .steps import VERSION, Recipe, check_version, recipe, to_yaml
@@ -38,9 +40,10 @@ def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = F
     store = Store(out, key="whole", force=force)
     touched = [s for step in applied.steps for s in sites(model, step.where)]
     modules = {} if dense else packed(model, touched, applied.stored)
-    with swapped(model, modules):
+    kept = slimming.kept(applied.stored)
+    with shrunk(model, kept), swapped(model, modules):
         store.tensors("model.safetensors", tensors_of(model, modules, stored_dtype(model)))
-        told = describe(model)
+        told = describe(model) | {"widths": widths_of(model) | {n: int(k.sum()) for n, k in kept.items()}}
     write_rest(store, model, applied.steps, applied.changes, told, source_of(model))
     if (ids := probe_ids(model)) is not None:
         write_probe(store, ids, Walk(model, ids).answer())
@@ -100,11 +103,13 @@ def write_rest(
     store: Store, model: nn.Module, steps: Recipe, changes: list[Change], sparse: dict[str, Any], source: Path | None
 ) -> None:
     """Everything but weights: configuration, the recipe and what it did, the tokenizer."""
-    settings = model.config.to_dict() | {"dtype": str(stored_dtype(model)).removeprefix("torch.")}
+    plain, widths = widths_said(model, sparse.get("widths", {}))
+    settings = model.config.to_dict() | plain | {"dtype": str(stored_dtype(model)).removeprefix("torch.")}
     settings |= {"architectures": settings.get("architectures") or [type(model).__name__]}
     settings.pop("quantization_config", None)
-    if sparse.get("sites"):
-        settings["quantization_config"] = sparse
+    if sparse.get("sites") or widths:
+        settings["quantization_config"] = {k: v for k, v in sparse.items() if k != "widths"}
+        settings["quantization_config"] |= {"widths": widths} if widths else {}
     store.text("config.json", json.dumps(settings, indent=2, default=str))
     note = {"version": VERSION, "recipe": to_yaml(steps), "changes": [asdict(c) for c in changes]}
     store.text("fewer.json", json.dumps(note, indent=1))
@@ -129,6 +134,24 @@ def tensors_of(module: nn.Module, modules: Mapping[str, SparseLinear], dtype: to
         inside = any(name.startswith(f"{m}.") for m in modules)
         out[name] = value if inside or not value.is_floating_point() else value.to(dtype)
     return out
+
+
+@contextlib.contextmanager
+def shrunk(model: nn.Module, kept: Mapping[str, Tensor]) -> Iterator[None]:
+    """Without the units that left, for a while."""
+    back = shrink(model, kept)
+    try:
+        yield
+    finally:
+        back()
+
+
+def slimmed(applied: Applied) -> None:
+    """Take the units that left out of the model for good; its configuration says so as far as it can."""
+    if (kept := slimming.kept(applied.stored)) and applied.model is not None:
+        shrink(applied.model, kept)
+        settle(applied.model, {name: int(keep.sum()) for name, keep in kept.items()})
+        applied.stored = {name: stored for name, stored in applied.stored.items() if name not in kept}
 
 
 @contextlib.contextmanager

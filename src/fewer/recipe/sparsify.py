@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Change, budget
 from fewer.layout import find_layout
-from fewer.models import blocks, materialise, open_lazily, release, stored_dtype
+from fewer.models import blocks, materialise, open_lazily, release, stored_dtype, widths_of
 from fewer.models.hub import describe
 from fewer.models.loss import Loss
+from fewer.models.slim import resize
 
+from . import slimming
 from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
 from .pack import packed
-from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest
+from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest
 from .steps import VERSION, recipe
 from .store import Store, check_place
 from .walk import Device, Walk
@@ -54,6 +56,7 @@ def sparsify(
         crew.first(lambda: check_place(out, force))
     if isinstance(model, nn.Module):
         applied = keep(model, plan(model, todo), data, progress, device, loss)
+        slimmed(applied)
         if out is not None:
             applied.out = crew.first(lambda: save(applied, out, force, dense))
         return applied
@@ -82,6 +85,7 @@ class _Job:
         self.names = [name for name, _ in blocks(model)]
         self.source, self.dtype = source, stored_dtype(model)
         self.store = crew.first(lambda: Store(out, self._key(), force))  # on one disk that all processes see
+        self.narrow: list[Callable[[], None]] = []  # what gives the block at hand its own sizes back
         self.applied = Applied(None, tuple(t.step for t in todo.tasks))
 
     def do(self, progress: Progress | None, device: Device, loss: Loss | None) -> Applied:
@@ -120,6 +124,8 @@ class _Job:
         try:
             yield
         finally:
+            while self.narrow:
+                self.narrow.pop()()
             release(self.model, block)
 
     @contextlib.contextmanager
@@ -142,8 +148,9 @@ class _Job:
         modules = {} if self.dense else packed(self.model, found, stored)
         inside = {n: m for n, m in modules.items() if n.startswith(f"{block}.")} if block else modules
         shard, note = self._files(block)
-        with swapped(self.model, inside):
-            told = describe(self.model)
+        kept = slimming.kept(stored)
+        with shrunk(self.model, kept), swapped(self.model, inside):
+            told = describe(self.model) | {"widths": {n: int(k.sum()) for n, k in kept.items()}}
             if block:
                 home = self.model.get_submodule(block)
                 local = {n.removeprefix(f"{block}."): m for n, m in inside.items()}
@@ -160,6 +167,8 @@ class _Job:
         if not block or not crew.first(lambda: self.store.has(note)):
             return False
         tensors = load_file(self.store.path(shard))
+        widths = self._note(block)["described"].get("widths", {})
+        self.narrow.append(resize(self.model, widths))
         for name, told in self._note(block)["described"]["sites"].items():
             fields = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{name}.")}
             _put(self.model.get_submodule(name), {k.removeprefix(f"{name}."): v for k, v in fields.items()}, told)
@@ -179,7 +188,11 @@ class _Job:
         self._index()
         notes = [self._note(block) for block in [*self.names, ""] if self.store.has(self._files(block)[1])]
         changes = [Change(**row) for note in notes for row in note["changes"]]
-        sparse = {**notes[0]["described"], "sites": {k: v for n in notes for k, v in n["described"]["sites"].items()}}
+        both = {
+            key: {k: v for n in notes for k, v in n["described"].get(key, {}).items()} for key in ("sites", "widths")
+        }
+        both["widths"] = widths_of(self.model) | both["widths"]
+        sparse = {**notes[0]["described"], **both}
         write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
         for file in (*self.store.partial.glob("block-*.json"), self.store.path("budgets.json")):
             file.unlink()

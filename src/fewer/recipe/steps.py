@@ -124,6 +124,11 @@ def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[st
     read = budget(amount)
     if allocator and (read.group or read.scope == "layer"):
         raise ValueError(f"{allocator.name} divides one budget over all maps, not {amount.strip()!r}; write '50%'")
+    if kind(type(main)) == "Slimmer" and (read.group or read.unit != (1, 1) or read.scope in ("column", "layer")):
+        raise ValueError(
+            f"{main.name} keeps whole channels and heads, which '{read}' does not count; write '50%', '64' or "
+            "'50% per model'"
+        )
     return Step(main, read, where.strip(), allocator, correctors)
 
 

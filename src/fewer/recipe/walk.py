@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Site
 from fewer.models import blocks
-from fewer.models.feed import call, feed, finish
+from fewer.models.feed import call, feed, finish, first_of
 from fewer.models.loss import Loss, answer_of, loss_of
 
 Hold = Callable[[str], AbstractContextManager[None]]
@@ -120,6 +120,21 @@ class Walk:
         if number < len(self.modules):
             with self.near(number):
                 self._heard = [self._run(number, i) for i in range(len(self._batches))]
+
+    def through(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What goes into the block and what comes out, batch by batch: hidden states."""
+        self.need_data()
+        for i, heard in enumerate(self._heard):
+            first: list[Tensor] = []
+            hook = self.modules[number].register_forward_pre_hook(
+                lambda _, args, kwargs, into=first: into.append(args[0] if args else kwargs["hidden_states"]),
+                with_kwargs=True,
+            )
+            try:
+                said = self._run(number, i)
+            finally:
+                hook.remove()
+            yield first[0] if heard is None else first_of(heard), first_of(said)
 
     def answer(self) -> Tensor:
         """The model's output for the first batch: from what its last block said, if it has been walked."""

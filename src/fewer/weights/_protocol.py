@@ -7,7 +7,9 @@ A step on this axis is a pruner, perhaps an allocator before it and correctors a
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,10 +17,26 @@ from fewer.calibrate import Stats
 from fewer.core import Budget, Method
 from fewer.select import divide, select
 
-__all__ = ["Allocator", "ByScore", "ByWeight", "Corrector", "Keep", "Pruned", "Pruner", "Share", "Weight"]
+__all__ = [
+    "Allocator",
+    "ByScore",
+    "ByUnit",
+    "ByWeight",
+    "Corrector",
+    "Coupled",
+    "Keep",
+    "Part",
+    "Pruned",
+    "Pruner",
+    "Share",
+    "Slimmer",
+    "Units",
+    "Weight",
+]
 
 Weight = Float[Tensor, "out in"]
 Keep = Bool[Tensor, "out in"]
+Units = Bool[Tensor, " units"]
 
 
 @dataclass(frozen=True)
@@ -119,3 +137,79 @@ class ByWeight(Allocator):
             if lanes[i] <= left and each[i] * lanes[i] < sizes[i]:
                 each[i], left = each[i] + 1, left - lanes[i]
         return [replace(budget, keep=e) for e in each]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One map of a group, and what was seen there: of its input at the reader alone, of gradients at every map."""
+
+    role: str
+    weight: Weight
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """The maps that share `units` pieces: unit u is the u-th run of rows in each writer, and of columns in the reader."""
+
+    units: int
+    writers: tuple[Part, ...]
+    reader: Part
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every map: the writers, then the reader."""
+        return (*self.writers, self.reader)
+
+    def by_unit(self, part: Part, values: Float[Tensor, "out in"]) -> Float[Tensor, "units size"]:
+        """Anything of the shape of one of the maps (its weights, their gradients), unit by unit."""
+        lines = values.mT if part is self.reader else values
+        return lines.unflatten(0, (self.units, -1)).flatten(1)
+
+    def total(self, values: Callable[[Part], Float[Tensor, "out in"]]) -> Float[Tensor, " units"]:
+        """The sum over all maps of what belongs to each unit."""
+        sums = [self.by_unit(part, values(part)).sum(1) for part in self.parts]
+        return torch.stack(sums).sum(0)
+
+    def columns(self, keep: Units) -> Bool[Tensor, " in"]:
+        """The reader's columns that the kept units own."""
+        return keep.repeat_interleave(self.reader.weight.shape[1] // self.units)
+
+
+class Slimmer(Method):
+    """Decides which units of coupled maps stay; the others leave all their maps, which become smaller."""
+
+    multiple: ClassVar[int] = (
+        1  # what stays of a group is rounded to a multiple of this; a method may have it as a field
+    )
+    readers: ClassVar[tuple[str, ...]] = ("down", "o")  # the roles of the maps it knows how to free of inputs
+    looks: ClassVar[bool] = False  # whether `allocate` wants to know how far each block turns the hidden state
+
+    @abstractmethod
+    def slim(self, group: Coupled, count: int) -> tuple[Units, Weight]:
+        """Which `count` units stay, and the reader's weights (zero in the columns of those that go)."""
+
+    def allocate(self, budget: Budget, shares: Sequence[Share]) -> list[Budget]:
+        """One budget a group, in order: the same for all, unless the method has a rule.
+
+        A share is `(1, units)` wide; its signal, where the method `looks`, is the mean angle between what the block
+        of the group hears and says, as a share of half a turn.
+        """
+        return [budget] * len(shares)
+
+    def width(self, budget: Budget, units: int) -> int:
+        """How many units stay: what the budget says, to the nearest multiple, at least one and at most all."""
+        n, step = budget.of(units), self.multiple
+        return n if step == 1 else min(units, max(step, (n + step // 2) // step * step))
+
+
+class ByUnit(Slimmer):
+    """Rank units, keep the best. Most slimmers give `score` alone; `per model` ranks all groups by it."""
+
+    @abstractmethod
+    def score(self, group: Coupled) -> Float[Tensor, " units"]:
+        """Higher stays."""
+
+    def slim(self, group: Coupled, count: int) -> tuple[Units, Weight]:
+        keep = select(self.score(group), Budget(count))
+        return keep, group.reader.weight * group.columns(keep)
