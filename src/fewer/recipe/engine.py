@@ -53,6 +53,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
         found = tuple(sites(model, step.where))
         for site in found:
             _check(site, step.budget)
+            if not site.takes_bias and (giving := next((c for c in step.correctors if c.gives_bias), None)):
+                raise ValueError(f"{site.name}: {giving.name} needs a bias, which its module cannot take; leave it out")
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found))
@@ -195,12 +197,19 @@ def _act(step: Step) -> Callable[..., tuple[Change, Any]]:
 
 @contextlib.contextmanager
 def undoing(found: Sequence[Site]) -> Iterator[None]:
-    """Put every touched parameter back, bit for bit, whatever happens."""
+    """Put every touched parameter back, bit for bit, whatever happens; a bias that is new goes."""
     touched = {(id(s.module), s.param): s.tensor for s in found}
     before = {key: t.detach().clone() for key, t in touched.items()}
+    biases = {(id(s.module), s.bias_name): (s, s.bias) for s in found if s.takes_bias}
+    copies = {key: None if bias is None else bias.detach().clone() for key, (_, bias) in biases.items()}
     try:
         yield
     finally:
         with torch.no_grad():
             for key, t in touched.items():
                 t.copy_(before[key])
+            for key, (site, bias) in biases.items():
+                if bias is None:
+                    site.module.register_parameter(site.bias_name, None)
+                else:
+                    bias.copy_(copies[key])

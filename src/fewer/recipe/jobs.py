@@ -122,7 +122,7 @@ def _flops(job: Job, model: nn.Module, changes: list[Change], stored: dict[str, 
         return 1.0
     shapes = {s.name: math.prod(s.shape) for s in sites(model, job.where)}
     spared = sum((1 - c.kept) * shapes[c.site] for c in changes)
-    added = sum(t.numel() for s in stored.values() for t in (s.low_rank or ()))
+    added = sum(t.numel() for s in stored.values() for t in s.beside)
     window = job.test[:1]
     return 1 - 2 * window.numel() * (spared - added) / flops(model, window)
 

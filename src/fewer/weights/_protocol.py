@@ -7,12 +7,14 @@ A step on this axis is a pruner, perhaps an allocator before it and correctors a
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewer.calibrate import Stats
 from fewer.core import Budget, Method
+from fewer.layout import put_around
 from fewer.select import divide, select
 
 __all__ = ["Allocator", "ByScore", "ByWeight", "Corrector", "Keep", "Pruned", "Pruner", "Share", "Weight"]
@@ -23,19 +25,33 @@ Keep = Bool[Tensor, "out in"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left of a map: the survivors (zero where pruned), where they are, by which budget, a low-rank part."""
+    """What is left of a map: the survivors (zero where pruned), where they are, by which budget; and what is dense.
+
+    `around` are the blocks of block-diagonal A and B with A weight B in place of `weight`; `low_rank` is added to that;
+    `bias` is added to the outputs, on top of the module's own.
+    """
 
     weight: Weight
     keep: Keep
     budget: Budget
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
+    around: tuple[Float[Tensor, "n b b"], Float[Tensor, "m c c"]] | None = None
+    bias: Float[Tensor, " out"] | None = None
 
     def dense(self) -> Weight:
-        """The map that will act: survivors plus low-rank part, which is added in float32, as it is when it acts."""
+        """The map that will act: survivors with what is around them, plus the low-rank part, both done in float32."""
+        w = self.weight
+        if self.around is not None:
+            w = put_around(w.float(), *(blocks.float() for blocks in self.around))
         if self.low_rank is None:
-            return self.weight
+            return w
         left, right = self.low_rank
-        return self.weight.float() + left.float() @ right.float()
+        return w.float() + left.float() @ right.float()
+
+    @property
+    def beside(self) -> tuple[Tensor, ...]:
+        """All that is dense and small."""
+        return (*(self.around or ()), *(self.low_rank or ()), *(() if self.bias is None else (self.bias,)))
 
 
 class Pruner(Method):
@@ -60,6 +76,8 @@ class ByScore(Pruner):
 
 class Corrector(Method):
     """Makes up for what was pruned: moves the mask, refits the survivors, or adds a small dense part."""
+
+    gives_bias: ClassVar[bool] = False  # whether the module must be able to take a bias
 
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
