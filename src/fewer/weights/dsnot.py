@@ -33,7 +33,7 @@ class Dsnot(Corrector):
 
     needs = (InputMean, InputVariance, InputSquares)
     cycles: int = 50  # swaps a row at most
-    threshold: float = 0.1  # of |e|, in units of the output
+    threshold: float = 0.1 / 2048  # of |e|, in units of the output
 
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
         budget, cols = pruned.budget, w.shape[1]
