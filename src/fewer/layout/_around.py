@@ -3,10 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, einsum
 
-Blocks = Float[Tensor, "blocks size size"]
 
-
-def blockwise(x: Float[Tensor, "*b n"], blocks: Blocks) -> Float[Tensor, "*b n"]:
+def blockwise(x: Float[Tensor, "*b n"], blocks: Float[Tensor, "m c c"]) -> Float[Tensor, "*b n"]:
     """x D^T with D block-diagonal: each piece of the last dimension goes through its own block.
 
     >>> import torch
@@ -17,7 +15,9 @@ def blockwise(x: Float[Tensor, "*b n"], blocks: Blocks) -> Float[Tensor, "*b n"]
     return einsum("...bi,boi->...bo", pieces, blocks).flatten(-2)
 
 
-def put_around(w: Float[Tensor, "rows cols"], outer: Blocks, inner: Blocks) -> Float[Tensor, "rows cols"]:
+def put_around(
+    w: Float[Tensor, "rows cols"], outer: Float[Tensor, "n b b"], inner: Float[Tensor, "m c c"]
+) -> Float[Tensor, "rows cols"]:
     """A w B, with A = diag(outer) and B = diag(inner).
 
     >>> import torch

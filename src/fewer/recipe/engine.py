@@ -53,8 +53,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
         found = tuple(sites(model, step.where))
         for site in found:
             _check(site, step.budget)
-            if not site.takes_bias and (giving := next((c for c in step.correctors if c.gives_bias), None)):
-                raise ValueError(f"{site.name}: {giving.name} needs a bias, which its module cannot take; leave it out")
+            for corrector in step.correctors:
+                _suits(corrector, site)
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found))
@@ -71,6 +71,17 @@ def _check(site: Site, amount: Budget) -> None:
         raise ValueError(f"{site.name}: {wrong}") from None
     if not site.tensor.is_meta and not site.read().isfinite().all():
         raise ValueError(f"{site.name}: NaN or infinite weights; is the checkpoint whole?")
+
+
+def _suits(corrector: Any, site: Site) -> None:
+    """What a corrector puts beside the survivors must have a place in the module."""
+    if corrector.gives_bias and not site.takes_bias:
+        raise ValueError(f"{site.name}: {corrector.name} needs a bias, which its module cannot take; leave it out there")
+    if corrector.needs_whole and (site.part is not None or site.index is not None):
+        raise ValueError(
+            f"{site.name} is one of several maps in one module, and {corrector.name} needs a module to itself: give "
+            "these maps a step without it, and leave them out here with '@ !PATTERN'"
+        )
 
 
 def needs(step: Step) -> tuple[type, ...]:

@@ -78,6 +78,7 @@ class Corrector(Method):
     """Makes up for what was pruned: moves the mask, refits the survivors, or adds a small dense part."""
 
     gives_bias: ClassVar[bool] = False  # whether the module must be able to take a bias
+    needs_whole: ClassVar[bool] = False  # whether it cannot act on a part of a fused map, or on one of stacked experts
 
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:

@@ -37,7 +37,7 @@ class Dsnot(Corrector):
 
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
         budget, cols = pruned.budget, w.shape[1]
-        if budget.unit != (1, 1) or budget.scope == "column" or pruned.low_rank:
+        if budget.unit != (1, 1) or budget.scope == "column" or pruned.low_rank or pruned.around:
             raise ValueError(
                 f"dsnot swaps single weights of a row, right after pruning; '{budget}' leaves no room for it"
             )
