@@ -106,7 +106,9 @@ def test_alps_comes_near_the_best_of_all_masks():
     close = 0
     for seed in range(6):
         w, x = layer(rows=1, cols=10, seed=seed)
-        ways = [torch.zeros(1, 10).index_fill_(1, torch.tensor(p), 1).bool() for p in itertools.combinations(range(10), 4)]
+        ways = [
+            torch.zeros(1, 10).index_fill_(1, torch.tensor(p), 1).bool() for p in itertools.combinations(range(10), 4)
+        ]
         least = min(output_error(w.double(), best_for(w, keep, x), x) for keep in ways)
         found = output_error(w, Alps(damp=1e-6).prune(w, budget("4"), observe((Gram,), w, x))[0], x)
         assert found >= least * (1 - 1e-4)

@@ -5,9 +5,10 @@ from fewer.recipe.claims import Better
 CLAIMS = [
     Better(
         "weights/alps",
-        "With 30 % of the weights kept, ALPS has a lower perplexity than SparseGPT (Table 2: the more is removed, the further apart).",
+        "With 30 % of the weights kept, ALPS has a much lower perplexity than existing methods (abstract: 13 to 29 % on large models); here SparseGPT.",
         ours="weights/alps 30%",
         baseline="weights/sparse_gpt 30%",
+        factor=0.95,
     ),
     Better(
         "weights/alps",

@@ -76,7 +76,9 @@ def _check(site: Site, amount: Budget) -> None:
 def _suits(corrector: Any, site: Site) -> None:
     """What a corrector puts beside the survivors must have a place in the module."""
     if corrector.gives_bias and not site.takes_bias:
-        raise ValueError(f"{site.name}: {corrector.name} needs a bias, which its module cannot take; leave it out there")
+        raise ValueError(
+            f"{site.name}: {corrector.name} needs a bias, which its module cannot take; leave it out there"
+        )
     if corrector.needs_whole and (site.part is not None or site.index is not None):
         raise ValueError(
             f"{site.name} is one of several maps in one module, and {corrector.name} needs a module to itself: give "

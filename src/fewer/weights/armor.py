@@ -16,7 +16,7 @@ TITLE = "ARMOR: High-Performance Semi-Structured Pruning via Adaptive Matrix Fac
 MASKS = 100  # ways to keep N of M that are all tried
 
 
-@method(Paper("2510.05528", TITLE, 2025, ledger=519, equation="eq. 2 to 5"))
+@method(Paper("2510.05528", TITLE, 2025, ledger=519))
 class Armor(Corrector):
     """Store A S B in place of w: S the N:M survivors, A and B block-diagonal, for the least of sum_ij h_j e_ij^2.
 
@@ -25,7 +25,7 @@ class Armor(Corrector):
     values of S, and tries all places and values of the `groups` groups of each pair of blocks that gain most. Nothing of
     this ever makes the sum larger. What is run is A (S (B x)); a plain checkpoint holds the product, which is not sparse.
 
-    Differs from the paper: A and B are solved exactly, S moved along conjugate gradients, where it takes 20000 steps of Adam;
+    Differs from the paper: A and B are solved exactly, S moved along conjugate gradients, where it takes thousands of steps of Adam;
     groups are those of most gain, not drawn by their gradient. Blocks are the largest up to `block` that divide the map.
     Other budgets than N:M keep their places. It is `nowag 2:4 + armor` there; any pruner may come before.
 
@@ -92,7 +92,7 @@ class Factors:
         target = w.double()
         cols = _length(target, 0)
         rows = _length(target / cols, 1, keepdim=True)
-        group = pruned.budget.group * pruned.budget.unit[1] if pruned.budget.unit == (1, 1) else 0
+        group = pruned.budget.group if pruned.budget.unit == (1, 1) else 0
         b, c = size_of(len(w), block), size_of(w.shape[1], block, group or 1)
         outer, inner = (torch.eye(s, dtype=torch.float64, device=w.device) for s in (b, c))
         return cls(
@@ -182,9 +182,7 @@ class _Groups:
 
     def move(self, count: int) -> None:
         f, (n, b, _), (m, c, _) = self.f, self.rows.shape, self.cols.shape
-        slope, core = (
-            t.view(n, b, m, c).transpose(1, 2).reshape(n, m, b, -1, self.wide) for t in (f.slope(), f.core)
-        )
+        slope, core = (t.view(n, b, m, c).transpose(1, 2).reshape(n, m, b, -1, self.wide) for t in (f.slope(), f.core))
         keep = f.keep.view(n, b, m, c).transpose(1, 2).reshape(core.shape).clone()
         i, j = torch.arange(n, device=core.device)[:, None], torch.arange(m, device=core.device)[None]
         groups = torch.arange(slope.shape[3], device=core.device)

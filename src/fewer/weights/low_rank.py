@@ -11,7 +11,7 @@ from fewer.weights import Corrector, Pruned, Weight
 TITLE = "ZeroQuant-V2: Exploring Post-training Quantization in LLMs from Comprehensive Study to Low Rank Compensation"
 
 
-@method(Paper("2303.08302", TITLE, 2023, equation="Section 5, LoRC"))
+@method(Paper("2303.08302", TITLE, 2023, equation="LoRC"))
 class LowRank(Corrector):
     """Add the matrix of rank `rank` that is nearest to what is missing, w - w', whatever the inputs are.
 

@@ -9,7 +9,7 @@ from fewer.weights import ByScore, Weight
 TITLE = "NoWag: A Unified Framework for Shape Preserving Compression of Large Language Models"
 
 
-@method(Paper("2504.14569", TITLE, 2025, equation="eq. 2 to 4, NoWag-P"))
+@method(Paper("2504.14569", TITLE, 2025, equation="NoWag-P"))
 class Nowag(ByScore):
     """Keep the largest |w_ij| / (r_i c_j) * rms(x_j), c the lengths of w's columns, r those of its rows after that.
 
