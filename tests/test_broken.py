@@ -304,6 +304,22 @@ class WidensFactors(Grower):
         return replace(pruned, low_rank=(torch.zeros(len(w), 1), torch.zeros(1, w.shape[1])))
 
 
+@broken("weights", "check_corrected_dtypes")
+class WidensTheBias(Grower):
+    """Add a bias in float32 to a map in half precision."""
+
+    def correct(self, w, pruned, stats):
+        return replace(pruned, bias=torch.zeros(len(w)))
+
+
+@broken("weights", "check_helps")
+class LeansTheWrongWay(Grower):
+    """Add a bias that is nobody's."""
+
+    def correct(self, w, pruned, stats):
+        return replace(pruned, bias=torch.ones_like(w[:, 0]))
+
+
 @broken("weights", "check_helps")
 class Placebo(Grower):
     """Do nothing."""

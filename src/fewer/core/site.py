@@ -55,6 +55,34 @@ class Site:
             whole[self.part] = w.to(whole.dtype)
 
     @property
+    def bias_name(self) -> str:
+        """`weight` goes with `bias`, `in_proj_weight` with `in_proj_bias`, a stack `down_proj` with `down_proj_bias`."""
+        return f"{self.param.removesuffix('weight')}{'' if self.param.endswith('weight') else '_'}bias"
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the module adds a bias, or would if it had one."""
+        return self.bias_name in self.module._parameters
+
+    @property
+    def bias(self) -> "Tensor | None":
+        """The module's bias, of all its rows."""
+        return self.module._parameters.get(self.bias_name)
+
+    def shift(self, by: "Tensor") -> "Tensor | None":
+        """Add to the bias of this map's rows. A module without one is given one, which is returned: it is new."""
+        new = None
+        if self.bias is None:
+            rows = self.tensor.shape[-1 if self.transposed else -2]
+            new = type(self.tensor)(self.tensor.detach().new_zeros(rows), requires_grad=self.tensor.requires_grad)
+            self.module.register_parameter(self.bias_name, new)
+        whole = self.bias.detach()  # type: ignore[union-attr]
+        whole = whole if self.index is None else whole[self.index]
+        part = slice(None) if self.part is None else self.part
+        whole[part] += by.to(whole.dtype)
+        return new
+
+    @property
     def shape(self) -> tuple[int, int]:
         rows, cols = self.read().shape
         return rows, cols

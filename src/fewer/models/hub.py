@@ -32,6 +32,7 @@ def _describe(module: SparseLinear) -> dict[str, Any]:
         "numbers": module.layout.numbers(),
         "dtype": str(values).removeprefix("torch."),
         "rank": 0 if module.right is None else len(module.right),
+        "bias": module.bias is not None,
         "tensors": {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in tensors.items()},
     }
 
@@ -43,11 +44,16 @@ def empty(name: str, told: Mapping[str, Any], old: nn.Module) -> SparseLinear:
         for field, (dtype, shape) in told["tensors"].items()
     }
     low_rank = (tensors.pop("left"), tensors.pop("right")) if told["rank"] else None
+    around = (tensors.pop("outer"), tensors.pop("inner")) if "outer" in tensors else None
     layout = find_layout(told["layout"]).restore(tensors, told["numbers"])
     try:
-        return SparseLinear.from_linear(old, layout, low_rank)
+        packed = SparseLinear.from_linear(old, layout, low_rank, around)
     except ValueError as error:
         raise ValueError(f"{name} in quantization_config: {error}") from error
+    if told.get("bias") and packed.bias is None:  # the architecture has none: a corrector gave it one
+        bias = torch.empty(packed.out_features, dtype=old.weight.dtype, device="meta")
+        packed.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return packed
 
 
 class FewerConfig(QuantizationConfigMixin):

@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 from fewer.core.site import Site
 from fewer.kernels.sparse_linear import sparse_linear
-from fewer.layout import Layout, smallest
+from fewer.layout import Layout, blockwise, put_around, smallest
 
 LowRank = tuple[Tensor, Tensor]  # left [out, rank], right [rank, in]
+Around = tuple[Tensor, Tensor]  # blocks [n, b, b] of A on the output side, [m, c, c] of B on the input side
 
 
 class SparseLinear(nn.Module):
-    """y = x W^T + (x right^T) left^T + bias, with W in a layout and an optional low-rank part.
+    """y = x (A W B)^T + (x right^T) left^T + bias, with W in a layout; A and B, and the low-rank part, are optional.
 
     The layout's tensors are buffers under their own field names, so a state dict holds `<name>.value`,
-    `<name>.mask`, ...; `left` `[out, rank]` and `right` `[rank, in]` lie beside them, `bias` is the parameter that it
-    was. `weight` unpacks the whole map for code that looks at it; writing into it changes nothing.
+    `<name>.mask`, ...; `left` `[out, rank]` and `right` `[rank, in]` lie beside them, as do the diagonal blocks of A
+    and B, `outer` and `inner`; `bias` is the parameter that it was. `weight` unpacks the whole map for code that looks at it; writing into it changes nothing.
 
     >>> w = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     >>> SparseLinear(smallest(w, w != 0))(torch.tensor([1.0, 10.0]))
@@ -28,28 +29,38 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     left: Tensor | None
     right: Tensor | None
+    outer: Tensor | None
+    inner: Tensor | None
     value: Tensor
 
-    def __init__(self, layout: Layout, bias: nn.Parameter | None = None, low_rank: LowRank | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        bias: nn.Parameter | None = None,
+        low_rank: LowRank | None = None,
+        around: Around | None = None,
+    ) -> None:
         super().__init__()
         self.kind, self.numbers = type(layout), layout.numbers()
         self.out_features, self.in_features = layout.shape
         self.fields = tuple(layout.tensors())
         for field, tensor in layout.tensors().items():
             self.register_buffer(field, tensor)
-        left, right = low_rank or (None, None)
-        self.register_buffer("left", left)
-        self.register_buffer("right", right)
+        beside = (*(low_rank or (None, None)), *(around or (None, None)))
+        for field, dense in zip(("left", "right", "outer", "inner"), beside, strict=True):
+            self.register_buffer(field, dense)
         self.register_parameter("bias", bias)
         self._last = layout
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, layout: Layout, low_rank: LowRank | None = None) -> "SparseLinear":
+    def from_linear(
+        cls, linear: nn.Module, layout: Layout, low_rank: LowRank | None = None, around: Around | None = None
+    ) -> "SparseLinear":
         """In place of an `nn.Linear`, `Conv1D` or another `SparseLinear`, with its bias; `layout` is `[out, in]`."""
         shape = Site("", linear, transposed=type(linear).__name__ == "Conv1D").shape
         if tuple(layout.shape) != shape:
             raise ValueError(f"the layout holds {tuple(layout.shape)} and the module maps {shape}: give [out, in]")
-        packed = cls(layout, getattr(linear, "bias", None), low_rank)
+        packed = cls(layout, getattr(linear, "bias", None), low_rank, around)
         return packed.train(linear.training)
 
     @property
@@ -65,19 +76,30 @@ class SparseLinear(nn.Module):
         return None if self.left is None or self.right is None else (self.left, self.right)
 
     @property
+    def around(self) -> Around | None:
+        return None if self.outer is None or self.inner is None else (self.outer, self.inner)
+
+    @property
     def weight(self) -> Shaped[Tensor, "out in"]:
         return self.dense()
 
     def dense(self) -> Shaped[Tensor, "out in"]:
-        """The whole map, low-rank part included."""
+        """The whole map, with what is around it and the low-rank part."""
         w = self.layout.dense()
+        if self.around is not None:
+            w = put_around(w.float(), *(blocks.float() for blocks in self.around)).to(w.dtype)
         if self.low_rank is None:
             return w
         left, right = self.low_rank
         return w + (left @ right).to(w.dtype)
 
     def forward(self, x: Float[Tensor, "*b n_in"]) -> Float[Tensor, "*b n_out"]:
-        y = sparse_linear(x, self.layout, self.bias)
+        if self.around is None:
+            y = sparse_linear(x, self.layout, self.bias)
+        else:
+            outer, inner = (blocks.to(x.dtype) for blocks in self.around)
+            y = blockwise(sparse_linear(blockwise(x, inner), self.layout), outer)
+            y = y if self.bias is None else y + self.bias
         if self.low_rank is None:
             return y
         left, right = (t.to(x.dtype) for t in self.low_rank)
@@ -85,13 +107,13 @@ class SparseLinear(nn.Module):
 
     @property
     def bytes(self) -> int:
-        """What is stored: the layout with its indices, the low-rank part, the bias."""
+        """What is stored: the layout with its indices, all that is dense beside it, the bias."""
         return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
 
     def flops(self, tokens: int) -> int:
-        """Multiplications and additions that count for so many tokens: of survivors and of the low-rank part."""
-        survivors = self.value.numel()
-        return 2 * tokens * (survivors + sum(t.numel() for t in self.low_rank or ()))
+        """Multiplications and additions that count for so many tokens: of survivors and of what is dense beside them."""
+        beside = (*(self.low_rank or ()), *(self.around or ()))
+        return 2 * tokens * (self.value.numel() + sum(t.numel() for t in beside))
 
     def extra_repr(self) -> str:
         rank = 0 if self.right is None else len(self.right)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewer.calibrate import Stat, Stats
+from fewer.calibrate import ALONE, Stat, Stats
 from fewer.core import Budget, Change, Group, Site
 from fewer.models import SparseLinear, sites
 from fewer.select import joint_counts
@@ -57,6 +57,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
         found = tuple(s for g in groups for s in g.sites) or tuple(sites(model, step.where))
         for site in found:
             _check(site, None if groups else step.budget)
+            for corrector in step.correctors:
+                _suits(corrector, site)
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found, groups))
@@ -75,6 +77,19 @@ def _check(site: Site, amount: Budget | None) -> None:
         raise ValueError(f"{site.name}: {wrong}") from None
     if not site.tensor.is_meta and not site.read().isfinite().all():
         raise ValueError(f"{site.name}: NaN or infinite weights; is the checkpoint whole?")
+
+
+def _suits(corrector: Any, site: Site) -> None:
+    """What a corrector puts beside the survivors must have a place in the module."""
+    if corrector.gives_bias and not site.takes_bias:
+        raise ValueError(
+            f"{site.name}: {corrector.name} needs a bias, which its module cannot take; leave it out there"
+        )
+    if corrector.needs_whole and (site.part is not None or site.index is not None):
+        raise ValueError(
+            f"{site.name} is one of several maps in one module, and {corrector.name} needs a module to itself: give "
+            "these maps a step without it, and leave them out here with '@ !PATTERN'"
+        )
 
 
 def needs(step: Step) -> tuple[type, ...]:
@@ -177,8 +192,10 @@ def _wave(
             change, stored = act(step.method, step.correctors, site, budgets[site.name], known, walk.dtype)
             return replace(change, step=step.what, budget=str(step.budget)), stored.to("cpu"), site.read()
 
-        for site, (change, stored, w) in zip(here[i], walk.crew.share(here[i], _work, do), strict=True):
-            if walk.crew.size > 1:
+        alike = any(c.gives_bias for c in step.correctors)  # type: ignore[attr-defined]  # a bias is written where it is found: all do all
+        crew = ALONE if alike else walk.crew
+        for site, (change, stored, w) in zip(here[i], crew.share(here[i], _work, do), strict=True):
+            if crew.size > 1:
                 site.write(w)
             yield change, stored
 
@@ -273,12 +290,19 @@ def _act(step: Step) -> Callable[..., tuple[Change, Any]]:
 
 @contextlib.contextmanager
 def undoing(found: Sequence[Site]) -> Iterator[None]:
-    """Put every touched parameter back, bit for bit, whatever happens."""
+    """Put every touched parameter back, bit for bit, whatever happens; a bias that is new goes."""
     touched = {(id(s.module), s.param): s.tensor for s in found}
     before = {key: t.detach().clone() for key, t in touched.items()}
+    biases = {(id(s.module), s.bias_name): (s, s.bias) for s in found if s.takes_bias}
+    copies = {key: None if bias is None else bias.detach().clone() for key, (_, bias) in biases.items()}
     try:
         yield
     finally:
         with torch.no_grad():
             for key, t in touched.items():
                 t.copy_(before[key])
+            for key, (site, bias) in biases.items():
+                if bias is None:
+                    site.module.register_parameter(site.bias_name, None)
+                else:
+                    bias.copy_(copies[key])

@@ -121,7 +121,7 @@ def _flops(job: Job, model: nn.Module, changes: list[Change], stored: dict[str, 
     if not changes:
         return 1.0
     spared = sum((1 - c.kept) * c.bytes_before for c in changes) / stored_dtype(model).itemsize
-    added = sum(t.numel() for s in stored.values() for t in (s.low_rank or ()))
+    added = sum(t.numel() for s in stored.values() for t in s.beside)
     window = job.test[:1]
     return 1 - 2 * window.numel() * (spared - added) / flops(model, window)
 

@@ -30,8 +30,10 @@ def packed(model: nn.Module, sites: Sequence[Site], stored: Mapping[str, Any]) -
             if whole
             else join([(s, stored[s.name].layout, stored[s.name].low_rank) for s in here])
         )
-        if low_rank is not None or not isinstance(layout, Dense):
-            out[names[key]] = SparseLinear.from_linear(here[0].module, layout, low_rank)
+        around = first.around if whole else None  # none in parts: whoever makes them needs a module to itself
+        new = any(stored[s.name].bias is not None for s in here)
+        if low_rank or around or new or not isinstance(layout, Dense):
+            out[names[key]] = SparseLinear.from_linear(here[0].module, layout, low_rank, around)
     return out
 
 

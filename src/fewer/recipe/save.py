@@ -36,6 +36,10 @@ def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = F
     """
     if applied.model is None:
         raise ValueError(f"this result is on disk already, at {applied.out}")
+    if dense and (given := next((n for n, s in applied.stored.items() if s.bias is not None), None)):
+        raise ValueError(
+            f"{given} was given a bias, which a plain checkpoint has no place for: save without dense=True"
+        )
     model = applied.model
     store = Store(out, key="whole", force=force)
     touched = [s for step in applied.steps for s in sites(model, step.where)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Change, budget
-from fewer.layout import find_layout
+from fewer.layout import find_layout, put_around
 from fewer.models import blocks, materialise, open_lazily, release, stored_dtype, widths_of
 from fewer.models.hub import describe
 from fewer.models.loss import Loss
@@ -25,7 +25,7 @@ from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
 from .pack import packed
 from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest
-from .steps import VERSION, recipe
+from .steps import VERSION, Recipe, recipe
 from .store import Store, check_place
 from .walk import Device, Walk
 
@@ -55,7 +55,7 @@ def sparsify(
     if out is not None:
         crew.first(lambda: check_place(out, force))
     if isinstance(model, nn.Module):
-        applied = keep(model, plan(model, todo), data, progress, device, loss)
+        applied = keep(model, _plan(model, todo, dense), data, progress, device, loss)
         slimmed(applied)
         if out is not None:
             applied.out = crew.first(lambda: save(applied, out, force, dense))
@@ -63,8 +63,22 @@ def sparsify(
     if out is None:
         raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
     lazy = open_lazily(str(model))
-    job = _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, dense, crew)
+    job = _Job(lazy, Path(model), _plan(lazy, todo, dense), data, Path(out), force, dense, crew)
     return job.do(progress, device, loss)
+
+
+def _plan(model: nn.Module, todo: Recipe, dense: bool) -> Plan:
+    """What will be done; a plain checkpoint has no place for a bias that the architecture does not know."""
+    found = plan(model, todo)
+    for task in found.tasks if dense else ():
+        giving = next((c for c in task.step.correctors if c.gives_bias), None)  # type: ignore[attr-defined]
+        site = next((s for s in task.sites if s.bias is None), None)
+        if giving and site:
+            raise ValueError(
+                f"{site.name} has no bias, and a plain checkpoint has no place for the one that {giving.name} would "
+                "give it: save packed (without dense), or leave it out"
+            )
+    return found
 
 
 class _Job:
@@ -227,8 +241,12 @@ def _put(module: nn.Module, fields: dict[str, Tensor], told: dict[str, Any]) -> 
     kind = find_layout(told["layout"])
     low = [fields.pop(name) for name in ("left", "right") if name in fields]
     bias = fields.pop("bias", None)
+    around = [fields.pop(name).float() for name in ("outer", "inner") if name in fields]
     weight = kind.restore(fields, told["numbers"]).dense()
+    weight = put_around(weight.float(), *around) if around else weight
     weight = weight.float() + low[0].float() @ low[1].float() if low else weight
     module.weight.data.copy_(weight.mT if type(module).__name__ == "Conv1D" else weight)
-    if bias is not None:
+    if bias is not None and module.bias is None:  # it was given one
+        module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    elif bias is not None:
         module.bias.data.copy_(bias)

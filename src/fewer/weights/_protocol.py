@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewer.calibrate import Stats
 from fewer.core import Budget, Method
+from fewer.layout import put_around
 from fewer.select import divide, select
 
 __all__ = [
@@ -41,19 +42,33 @@ Units = Bool[Tensor, " units"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left of a map: the survivors (zero where pruned), where they are, by which budget, a low-rank part."""
+    """What is left of a map: the survivors (zero where pruned), where they are, by which budget; and what is dense.
+
+    `around` are the blocks of block-diagonal A and B with A weight B in place of `weight`; `low_rank` is added to that;
+    `bias` is added to the outputs, on top of the module's own.
+    """
 
     weight: Weight
     keep: Keep
     budget: Budget
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
+    around: tuple[Float[Tensor, "n b b"], Float[Tensor, "m c c"]] | None = None
+    bias: Float[Tensor, " out"] | None = None
 
     def dense(self) -> Weight:
-        """The map that will act: survivors plus low-rank part, which is added in float32, as it is when it acts."""
+        """The map that will act: survivors with what is around them, plus the low-rank part, both done in float32."""
+        w = self.weight
+        if self.around is not None:
+            w = put_around(w.float(), *(blocks.float() for blocks in self.around))
         if self.low_rank is None:
-            return self.weight
+            return w
         left, right = self.low_rank
-        return self.weight.float() + left.float() @ right.float()
+        return w.float() + left.float() @ right.float()
+
+    @property
+    def beside(self) -> tuple[Tensor, ...]:
+        """All that is dense and small."""
+        return (*(self.around or ()), *(self.low_rank or ()), *(() if self.bias is None else (self.bias,)))
 
 
 class Pruner(Method):
@@ -78,6 +93,9 @@ class ByScore(Pruner):
 
 class Corrector(Method):
     """Makes up for what was pruned: moves the mask, refits the survivors, or adds a small dense part."""
+
+    gives_bias: ClassVar[bool] = False  # whether the module must be able to take a bias
+    needs_whole: ClassVar[bool] = False  # whether it cannot act on a part of a fused map, or on one of stacked experts
 
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:

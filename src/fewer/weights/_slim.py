@@ -21,7 +21,7 @@ class Slimmed:
 
     keep: Bool[Tensor, " units"]
     bytes: int
-    low_rank: None = None  # nothing is added beside them
+    beside: tuple[()] = ()  # nothing is added to them
 
     def to(self, device: str) -> "Slimmed":
         """The same, there."""
@@ -54,7 +54,8 @@ def act(
         pruned = Pruned(new * columns, columns.expand_as(w), units)
         for corrector in correctors:
             pruned = corrector.correct(w, pruned, stats[group.reader.name])
-        if pruned.low_rank or not torch.equal(pruned.keep, columns.expand_as(w)):
+        extra = pruned.low_rank or pruned.around or pruned.bias is not None
+        if extra or not torch.equal(pruned.keep, columns.expand_as(w)):
             raise ValueError("a slimmed map keeps whole columns and nothing beside them: leave this corrector out")
     except ValueError as wrong:
         raise ValueError(f"{group.name}: {wrong}") from None
@@ -74,7 +75,7 @@ def act(
         bytes_before=size * dtype.itemsize,
         bytes_after=stored.bytes,
         layout="smaller",
-        error=_error(w, pruned.weight, stats[group.reader.name]),
+        error=_error(w, pruned, stats[group.reader.name]),
         seconds=time.perf_counter() - start,
     )
     return change, stored

@@ -21,7 +21,9 @@ class Dsnot(Corrector):
     both lie in the same group. The number kept in each row (group) stays what it was.
 
     Differs from the paper: a row ends as soon as |e| <= threshold, also before its first swap, and at a swap that would
-    not make |e| smaller, so that |e| never grows. Weights that a pruner had changed (SparseGPT) are dense again.
+    not make |e| smaller, so that |e| never grows. Weights that a pruner had changed (SparseGPT) are dense again. The
+    authors' code skips MLP maps unless told otherwise (`@ attention` here), has its threshold on sums over a window of 2048
+    tokens, lets |e| grow, and in N:M gives up the cheapest of a group whichever way it pulls, until e changes its sign.
 
     An input of mean 1 is lost and one of mean -1/2 kept: e = 1. They change places, and e = -1/2:
 
@@ -37,7 +39,7 @@ class Dsnot(Corrector):
 
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
         budget, cols = pruned.budget, w.shape[1]
-        if budget.unit != (1, 1) or budget.scope == "column" or pruned.low_rank:
+        if budget.unit != (1, 1) or budget.scope == "column" or pruned.low_rank or pruned.around:
             raise ValueError(
                 f"dsnot swaps single weights of a row, right after pruning; '{budget}' leaves no room for it"
             )
