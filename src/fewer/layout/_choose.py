@@ -1,6 +1,6 @@
 """From one layout to another, and the smallest that holds a given pattern."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,11 +11,14 @@ from fewer.core import Budget
 
 from ._base import Layout
 from ._bits import common_unit, same_shape
+from ._grid import Grid
 from .bitmask import Bitmask
 from .bsr import Bsr
 from .csr import Csr
 from .dense import Dense
 from .nm import Nm, kept_of
+from .quantised import Quantised
+from .spqr import Spqr
 from .tiles import Tiles
 
 Kind = TypeVar("Kind", bound=Layout)
@@ -32,10 +35,16 @@ def convert(a: Layout, kind: type[Kind]) -> Kind:
     return a if isinstance(a, kind) else kind.pack(a.dense(), a.keep())
 
 
-def smallest(x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], budget: Budget | None = None) -> Layout:
+def smallest(
+    x: Shaped[Tensor, "rows cols"],
+    keep: Bool[Tensor, "rows cols"],
+    budget: Budget | None = None,
+    grid: Grid | None = None,
+) -> Layout:
     """The layout of fewest bytes for this pattern, `Dense` if none is smaller. N:M is tried if the budget says so.
 
-    All but `Dense` hold the pattern exactly; `Dense` forgets zeros that were kept.
+    All but `Dense` hold the pattern exactly; `Dense` forgets zeros that were kept. With a grid, on which the weights
+    lie, it is the smallest for the codes.
 
     >>> import torch
     >>> w = torch.eye(64)
@@ -43,12 +52,31 @@ def smallest(x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], bu
     ('csr', 'dense')
     """
     same_shape(x, keep)
-    shape, kept, item = (x.shape[0], x.shape[1]), int(keep.sum()), x.element_size()
+    if grid is None:
+        return _smallest(x, keep, budget, 8 * x.element_size())
+    zeros_too = grid.zero is None or bool(keep.all())  # a dropped weight has no code if 0 is not code 0
+    how = partial(
+        _smallest, budget=budget, bits=grid.bits, among=(Dense, Bitmask, Csr) if zeros_too else (Bitmask, Csr)
+    )
+    return (Quantised if grid.apart is None else Spqr).pack(x, keep, grid, how)
+
+
+def _smallest(
+    x: Shaped[Tensor, "rows cols"],
+    keep: Bool[Tensor, "rows cols"],
+    budget: Budget | None,
+    bits: int,
+    among: Sequence[type[Dense] | type[Bitmask] | type[Csr]] = (Dense, Bitmask, Csr),
+) -> Layout:
+    """The same for values that take `bits` bits each: what is stored beside them does not depend on that."""
+    shape, kept = (x.shape[0], x.shape[1]), int(keep.sum())
     ways: list[tuple[int, Callable[[], Layout]]]
-    ways = [(k.bytes_for(shape, kept, item), partial(k.pack, x, keep)) for k in (Dense, Bitmask, Csr)]
+    ways = [(k.bytes_for(shape, kept, 0), partial(k.pack, x, keep)) for k in among if k is not Dense]
     if budget is not None and budget.group and kept_of(keep, budget.group) is not None:
-        ways.append((Nm.bytes_for(shape, kept, item, budget.group), partial(Nm.pack, x, keep, budget.group)))
+        ways.append((Nm.bytes_for(shape, kept, 0, budget.group), partial(Nm.pack, x, keep, budget.group)))
     h, w = common_unit(keep, most=32)
-    ways.append((Tiles.bytes_for(shape, kept, item, min(h, 16)), partial(Tiles.pack, x, keep, min(h, 16))))
-    ways.append((Bsr.bytes_for(shape, kept, item, (h, w)), partial(Bsr.pack, x, keep, (h, w))))
-    return min(ways, key=lambda way: way[0])[1]()
+    ways.append((Tiles.bytes_for(shape, kept, 0, min(h, 16)), partial(Tiles.pack, x, keep, min(h, 16))))
+    ways.append((Bsr.bytes_for(shape, kept, 0, (h, w)), partial(Bsr.pack, x, keep, (h, w))))
+    values, whole = -(-kept * bits // 8), -(-keep.numel() * bits // 8)
+    beside, pack = min(ways, key=lambda way: way[0])
+    return Dense.pack(x, keep) if Dense in among and whole <= values + beside else pack()

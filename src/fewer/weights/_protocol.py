@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fewer.calibrate import Stats
 from fewer.core import Budget, Method
+from fewer.layout import Grid
 from fewer.select import divide, select
 
-__all__ = ["Allocator", "ByScore", "ByWeight", "Corrector", "Keep", "Pruned", "Pruner", "Share", "Weight"]
+__all__ = ["Allocator", "ByScore", "ByWeight", "Corrector", "Keep", "Pruned", "Pruner", "Quantiser", "Share", "Weight"]
 
 Weight = Float[Tensor, "out in"]
 Keep = Bool[Tensor, "out in"]
@@ -23,12 +24,16 @@ Keep = Bool[Tensor, "out in"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left of a map: the survivors (zero where pruned), where they are, by which budget, a low-rank part."""
+    """What is left of a map: the survivors (zero where pruned), where they are, by which budget, a low-rank part.
+
+    `grid`, if a quantiser has been here, is where the survivors lie: whoever comes after it must not move them.
+    """
 
     weight: Weight
     keep: Keep
     budget: Budget
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
+    grid: Grid | None = None
 
     def dense(self) -> Weight:
         """The map that will act: survivors plus low-rank part, which is added in float32, as it is when it acts."""
@@ -64,6 +69,22 @@ class Corrector(Method):
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
         """`w` is the dense map that `pruned` came from. What is kept may move, but `pruned.budget` still holds."""
+
+
+class Quantiser(Corrector):
+    """Rounds the survivors to a grid, on which each takes `bits` bits. The mask stays as it is, and so do its zeros."""
+
+    bits: int
+
+    @abstractmethod
+    def quantise(self, w: Weight, pruned: Pruned, stats: Stats) -> tuple[Weight, Grid]:
+        """The survivors on their grid, zero where pruned, in float32; and the grid."""
+
+    def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
+        if pruned.grid is not None:
+            raise ValueError(f"{self.name}: the weights lie on a grid already; write one quantiser in a step")
+        weight, grid = self.quantise(w, pruned, stats)
+        return replace(pruned, weight=weight.to(w.dtype), grid=grid)
 
 
 @dataclass(frozen=True)
