@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from .bsr import Bsr
 from .csr import Csr
 from .dense import Dense
 from .nm import Nm, kept_of
-from .quantised import Quantised
+from .quantised import How, Quantised
 from .spqr import Spqr
 from .tiles import Tiles
 
@@ -54,11 +55,14 @@ def smallest(
     same_shape(x, keep)
     if grid is None:
         return _smallest(x, keep, budget, 8 * x.element_size())
+    return (Quantised if grid.apart is None else Spqr).pack(x, keep, grid, _how(keep, budget, grid))
+
+
+def _how(keep: Bool[Tensor, "rows cols"], budget: Budget | None, grid: Grid) -> How:
+    """How codes on this grid are packed best."""
     zeros_too = grid.zero is None or bool(keep.all())  # a dropped weight has no code if 0 is not code 0
-    how = partial(
-        _smallest, budget=budget, bits=grid.bits, among=(Dense, Bitmask, Csr) if zeros_too else (Bitmask, Csr)
-    )
-    return (Quantised if grid.apart is None else Spqr).pack(x, keep, grid, how)
+    among = (Dense, Bitmask, Csr) if zeros_too else (Bitmask, Csr)
+    return partial(_smallest, budget=budget, bits=grid.bits, among=among)
 
 
 def _smallest(
@@ -80,3 +84,28 @@ def _smallest(
     values, whole = -(-kept * bits // 8), -(-keep.numel() * bits // 8)
     beside, pack = min(ways, key=lambda way: way[0])
     return Dense.pack(x, keep) if Dense in among and whole <= values + beside else pack()
+
+
+def quantised_together(parts: Sequence[tuple[slice | Tensor | None, Layout]], rows: int) -> Quantised | None:
+    """One layout out of those of some rows each; None unless they have every row between them and grids of one kind.
+
+    Each row keeps its own codes, scales and zeros, so that nothing is rounded again.
+    """
+    grids = [part.grid for _, part in parts if isinstance(part, Quantised)]
+    kinds = {(g.bits, g.zero is None, g.scale.shape[1:]) for g in grids if isinstance(g.scale, Tensor)}
+    if len(grids) != len(parts) or len(kinds) != 1 or any(isinstance(g.scale, Layout) for g in grids):
+        return None
+    whole: dict[str, Tensor] = {}
+    owned = torch.zeros(rows, dtype=torch.bool)
+    for place, part in parts:
+        assert isinstance(part, Quantised)
+        here = slice(None) if place is None else place
+        owned[here] = True
+        pieces = {"codes": part.codes().dense(), "keep": part.keep(), "scale": part.scale, "zero": part.zero}
+        for name, piece in pieces.items():
+            if isinstance(piece, Tensor):
+                whole.setdefault(name, piece.new_zeros(rows, piece.shape[1]))[here] = piece
+    if not owned.all():
+        return None
+    grid = Grid(grids[0].bits, whole["scale"], whole.get("zero"))
+    return Quantised.of(whole["codes"], whole["keep"], grid, _how(whole["keep"], None, grid))

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int8, Shaped
+from jaxtyping import Bool, Float, Int8, Integer, Shaped
 from torch import Tensor
 
 from ._base import Layout, layout
@@ -21,23 +22,24 @@ How = Callable[[Int8[Tensor, "rows cols"], Bool[Tensor, "rows cols"]], Layout]
 class Quantised(Layout):
     """Right for weights on a grid: 2 to 8 bits a survivor, in whatever layout holds the pattern best.
 
-    `codes` is that layout; its `value` are int8 codes, of shape `size`, or, for fewer than 8 bits, those codes plus
-    2^(bits - 1) side by side, from the lowest bit on. Weight (i, j) is `scale[i, g] * (code - zero[i, g])` in float32,
-    g = j // (cols / groups). `scale` and `zero` are bfloat16, or themselves layouts of their transposes.
-    Inside `Dense`, zeros that were kept are dropped, unless all is kept.
+    `pattern` is that layout, without its values: `value` are those, int8 codes of shape `size`, or, for fewer than 8
+    bits, the same in one row, each plus 2^(bits - 1), side by side from the lowest bit on. With g the group of column
+    j, weight (i, j) is `scale[i, g] * (code - zero[i, g])` in float32. `scale` and `zero` are bfloat16, or layouts of
+    their transposes. Inside `Dense`, zeros that were kept are dropped, unless all is kept.
 
-    Bytes: those of `codes` with `bits` bits for each value, and 2 for each scale and each zero.
+    Bytes: those of `pattern` with `bits` bits for each value, and 2 for each scale and each zero.
 
     >>> import torch
     >>> w = torch.tensor([[0.5, 0.0, -3.5, 0.0]])
     >>> q = Quantised.pack(w, w != 0, Grid.around(w, w != 0, bits=4))
-    >>> q.codes.name, q.codes.value.tolist(), q.codes.mask.tolist()      # 1 + 8 = 0b1001, then -7 + 8 = 0b0001
-    ('bitmask', [25], [[5]])
+    >>> q.pattern.name, q.pattern.mask.tolist(), q.value.tolist()      # 1 + 8 = 0b1001, then -7 + 8 = 0b0001
+    ('bitmask', [[5]], [25])
     >>> q.scale.item(), q.bytes      # 1 for two codes, 1 + 4 · 2 for mask and starts, 2 for the scale
     (0.5, 12)
     """
 
-    codes: Layout
+    pattern: Layout
+    value: Integer[Tensor, "..."]
     scale: Table
     zero: Table | None
     bits: int
@@ -59,22 +61,27 @@ class Quantised(Layout):
                 raise ValueError(
                     f"{x.dtype} weights lie on no known grid; round them first, and give Quantised the grid"
                 )
-            grid = Grid(8, x.new_ones(len(x), 1, dtype=torch.bfloat16))
-        codes = grid.round(x)
-        out = cls.of(codes, keep, grid, how)
-        if not torch.equal(out.dense(), torch.where(keep, x, 0).float()):
-            raise ValueError(f"the weights do not lie on the grid of {grid.bits} bits; round them to it last")
+            grid = Grid(8, torch.ones(len(x), 1, dtype=torch.bfloat16, device=x.device))
+        out = cls.of(grid.round(x), keep, grid, how)
+        on_grid(out, x, keep, grid.bits)
         return out
 
     @classmethod
     def of(cls, codes: Int8[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], grid: Grid, how: How) -> "Quantised":
         """From codes."""
-        inside = how(codes, keep)
-        value = inside.tensors()["value"]
-        if grid.bits < 8:
-            inside = dataclasses.replace(inside, value=pack_codes(value.flatten(), grid.bits))
+        packed = how(codes, keep)
+        value = packed.tensors()["value"]
+        small = value if grid.bits == 8 else pack_codes(value.flatten(), grid.bits)
+        pattern = _with(packed, _nothing(value, value.shape))
         shape = (keep.shape[0], keep.shape[1])
-        return cls(inside, grid.scale, grid.zero, grid.bits, tuple(value.shape), shape)
+        return cls(pattern, small, grid.scale, grid.zero, grid.bits, tuple(value.shape), shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in super().tensors().items() if name != "pattern_value"}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> "Quantised":
+        return super().restore({**tensors, "pattern_value": _nothing(tensors["value"], numbers["size"])}, numbers)
 
     @property
     def grid(self) -> Grid:
@@ -84,18 +91,35 @@ class Quantised(Layout):
     def count(self) -> int:
         return math.prod(self.size)
 
-    def unpacked(self) -> Layout:
-        """The layout of the codes, each an int8."""
-        if self.bits == 8:
-            return self.codes
-        value = unpack_codes(self.codes.tensors()["value"], self.count, self.bits).view(self.size)
-        return dataclasses.replace(self.codes, value=value)
+    def codes(self) -> Layout:
+        """The layout with its values: the codes, each an int8."""
+        value = self.value if self.bits == 8 else unpack_codes(self.value, self.count, self.bits).view(self.size)
+        return _with(self.pattern, value)
 
     def dense(self) -> Float[Tensor, "rows cols"]:
-        codes = self.unpacked()
+        codes = self.codes()
         values = self.grid.values(codes.dense())
         return values if self.zero is None or isinstance(codes, Dense) else torch.where(codes.keep(), values, 0)
 
     def keep(self) -> Bool[Tensor, "rows cols"]:
-        codes = self.unpacked()
-        return torch.ones_like(codes.keep()) if self.zero is not None and isinstance(codes, Dense) else codes.keep()
+        if isinstance(self.pattern, Dense):
+            codes = self.codes().dense()
+            return codes != 0 if self.zero is None else torch.ones_like(codes, dtype=torch.bool)
+        return self.pattern.keep()
+
+
+def on_grid(stored: Layout, x: Shaped[Tensor, "rows cols"], keep: Bool[Tensor, "rows cols"], bits: int) -> None:
+    """`ValueError` unless what is stored is what was given."""
+    if not torch.equal(stored.dense(), torch.where(keep, x, 0).float()):
+        raise ValueError(
+            f"the weights do not lie on the grid of {bits} bits: round last, only a low-rank part may follow"
+        )
+
+
+def _with(pattern: Layout, value: Tensor) -> Layout:
+    return dataclasses.replace(pattern, value=value)
+
+
+def _nothing(like: Tensor, size: Sequence[int]) -> Int8[Tensor, "..."]:
+    """A tensor of that size in the memory of one number."""
+    return torch.zeros((), dtype=torch.int8, device=like.device).expand(tuple(size))

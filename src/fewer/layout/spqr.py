@@ -10,7 +10,7 @@ from ._base import Layout, layout
 from ._grid import Grid
 from .bitmask import Bitmask
 from .csr import Csr
-from .quantised import How, Quantised
+from .quantised import How, Quantised, on_grid
 
 
 @layout
@@ -55,8 +55,7 @@ class Spqr(Layout):
         apart = grid.apart & keep
         body = Quantised.of(grid.round(x), keep, dataclasses.replace(grid, apart=None), how)
         out = cls(body, Csr.pack(x.to(torch.bfloat16), apart))
-        if not torch.equal(out.dense(), torch.where(keep, x, 0).float()):
-            raise ValueError(f"the weights do not lie on the grid of {grid.bits} bits; round them to it last")
+        on_grid(out, x, keep, grid.bits)
         return out
 
     @property

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewer.core.site import Site
 from fewer.kernels.sparse_linear import sparse_linear
-from fewer.layout import Layout, smallest
+from fewer.layout import Layout, quantised_together, smallest
 
 LowRank = tuple[Tensor, Tensor]  # left [out, rank], right [rank, in]
 
@@ -28,7 +28,6 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     left: Tensor | None
     right: Tensor | None
-    value: Tensor
 
     def __init__(self, layout: Layout, bias: nn.Parameter | None = None, low_rank: LowRank | None = None) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class SparseLinear(nn.Module):
     def layout(self) -> Layout:
         """The layout, made of the buffers as they are now (moved, cast, loaded); the same object while they stay."""
         now: dict[str, Tensor] = {field: getattr(self, field) for field in self.fields}
-        if any(getattr(self._last, field) is not tensor for field, tensor in now.items()):
+        if any(tensor is not now[field] for field, tensor in self._last.tensors().items()):
             self._last = self.kind.restore(now, self.numbers)
         return self._last
 
@@ -90,8 +89,7 @@ class SparseLinear(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """Multiplications and additions that count for so many tokens: of survivors and of the low-rank part."""
-        survivors = self.value.numel()
-        return 2 * tokens * (survivors + sum(t.numel() for t in self.low_rank or ()))
+        return 2 * tokens * (self._last.count + sum(t.numel() for t in self.low_rank or ()))
 
     def extra_repr(self) -> str:
         rank = 0 if self.right is None else len(self.right)
@@ -134,7 +132,7 @@ def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, 
     """
     site = parts[0][0]
     whole = Site(site.name, site.module, transposed=site.transposed).read()
-    dtype = parts[0][1].tensors()["value"].dtype  # what is stored may be smaller than what the module computes in
+    dtype = parts[0][1].dense().dtype  # what is stored may be smaller than what the module computes in
     dense, keep = whole.to(dtype, copy=True), torch.ones_like(whole, dtype=torch.bool)
     ranks = [0 if low is None else len(low[1]) for _, _, low in parts]
     left = dense.new_zeros(len(whole), sum(ranks))
@@ -144,7 +142,9 @@ def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, 
         if low is not None:
             left[rows, sum(ranks[:i]) : sum(ranks[: i + 1])] = low[0].to(left.dtype)
     rights = [low[1].to(left.dtype) for _, _, low in parts if low is not None]
-    return _one(dense, keep, [layout for _, layout, _ in parts]), (left, torch.cat(rights)) if rights else None
+    one = quantised_together([(site.part, layout) for site, layout, _ in parts], len(whole))
+    one = one or _one(dense, keep, [layout for _, layout, _ in parts])
+    return one, (left, torch.cat(rights)) if rights else None
 
 
 def _one(dense: Tensor, keep: Tensor, layouts: Sequence[Layout]) -> Layout:

@@ -26,8 +26,8 @@ class Gptq(Quantiser):
 
     Differs from the paper: after a pruner there is a mask. Scales are rounded up to bfloat16, in which they are stored.
 
-    Of two inputs that are always equal, the second takes what the first loses, and is rounded with it: to steps of 1,
-    each alone would be 1 and 3, in all 4 for 4.6:
+    Of two inputs that are always equal, the second takes over the 0.3 that the first loses, and 3.6 is nearest to 4: in
+    all 5 for 4.6, where each alone would give 1 + 3.
 
     >>> w, x = torch.tensor([[1.3, 3.3]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     >>> whole = Pruned(w, torch.ones(1, 2, dtype=torch.bool), budget("100%"))

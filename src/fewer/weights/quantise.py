@@ -21,7 +21,7 @@ class Quantise(Quantiser):
 
     >>> w = torch.tensor([[3.5, 0.6, -0.2, 9.0]])
     >>> keep = torch.tensor([[True, True, True, False]])
-    >>> Quantise(bits=4).correct(w, Pruned(w * keep, keep, budget("3")), {}).weight      # in steps of 3.5 / 7
+    >>> Quantise(bits=4).correct(w, Pruned(w * keep, keep, budget("3")), Stats()).weight      # in steps of 3.5 / 7
     tensor([[3.5000, 0.5000, 0.0000, 0.0000]])
     """
 

@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewer.kernels._simd import PERMUTES, threads, view
-from fewer.layout import Bitmask, Csr, Layout, Nm, Tiles
+from fewer.layout import Bitmask, Csr, Layout, Nm, Quantised, Tiles
 
 from . import _cpu, dense
+from .cost import row_scale
 
 HEIGHTS = (4, 8, 16, 32)  # tiles that fill vectors
 
@@ -46,6 +47,9 @@ def _multiply(x: Tensor, w: Layout) -> Tensor | None:
             return torch.from_numpy(turned).T[:batch].contiguous()
         case Bitmask() | Nm() if PERMUTES and w.value.numel() >= 8 and getattr(w, "m", 2) > 1:
             return _bitwise(x, w)
+        case Quantised() if (scale := row_scale(w)) is not None:
+            product = _multiply(x, w.codes())
+            return None if product is None else product * scale.float().T
         case _:
             return None
 
