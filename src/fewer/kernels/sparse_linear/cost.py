@@ -37,8 +37,9 @@ def seconds(backend: str, x: Tensor, w: Layout, bias: Tensor | None = None) -> d
         return {}
     rows, cols = w.shape
     batch = x.numel() // max(cols, 1)
-    scaled = isinstance(w, Quantised) and row_scale(w) is not None and not x.is_cuda
-    name = w.pattern.name if scaled else w.name  # the kernel of the codes runs
+    name = w.name
+    if isinstance(w, Quantised) and row_scale(w) is not None and not x.is_cuda:
+        name = w.pattern.name  # the kernel of the codes runs
     return estimate(Product(name, rows, cols, w.count, value.dtype, x.dtype, batch, x.is_cuda))
 
 
