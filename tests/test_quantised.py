@@ -19,7 +19,7 @@ from fewer.layout import Bitmask, Bsr, Csr, Dense, Grid, Nm, Quantised, Spqr, Ti
 from fewer.layout._grid import pack_codes, unpack_codes
 from fewer.models import SparseLinear, join, sites
 from fewer.select import select
-from fewer.weights import Pruned, _act, gptq
+from fewer.weights import Pruned, _act, gptq, spqr
 from fewer.weights.dsnot import Dsnot
 from fewer.weights.eora import Eora
 from fewer.weights.gptq import Gptq
@@ -182,10 +182,10 @@ def test_a_grid_that_cannot_be_is_refused_with_the_site(method, message):
         _act.act(Magnitude(), (method,), a_site(w), budget("50%"), observe((Gram,), w, x))
 
 
-def in_double(w, keep, h, step):
+def in_double(w, keep, h, step, until=None):
     """Round column by column; after each, the best real numbers for all columns to come, by the normal equations."""
     v, h = w.double().clone(), h.double()
-    for j in range(w.shape[1]):
+    for j in range(w.shape[1] if until is None else until):
         new = (v[:, j] / step).round().clamp(-8, 7) * step * keep[:, j]
         lost = v[:, j] - new
         v[:, j] = new
@@ -195,23 +195,31 @@ def in_double(w, keep, h, step):
     return v
 
 
-@pytest.mark.parametrize("block", [1, 5, 64])
+@pytest.mark.parametrize("cols", [5, 24, 40])
 @pytest.mark.parametrize("text", ["100%", "50%"])
-def test_gptq_is_the_best_that_the_columns_to_come_can_do_at_each_step(text, block):
-    w, x = a_map(8, 24)
+def test_gptq_is_the_best_that_the_columns_to_come_can_do_at_each_step(text, cols):
+    w, x = a_map(8, cols)
     keep, h = select(w.abs(), budget(text)), observe((Gram,), w, x)[Gram].value
     grid = Grid(4, torch.full((8, 1), 0.5))
-    ours = gptq.in_order(w * keep, keep, gptq.inverse_root(h, 0.0).float(), 24, block, lambda v, at: grid)
+    ours = gptq.in_order(w * keep, keep, gptq.inverse_root(h, 0.0).float(), cols, lambda v, at: grid)
     torch.testing.assert_close(ours.double(), in_double(w * keep, keep, h, 0.5), rtol=1e-4, atol=1e-4)
 
 
-def test_a_group_is_laid_out_when_its_columns_have_moved():
-    w, x = a_map(8, 32)
-    stats, whole = observe((Gram,), w, x), Pruned(w, torch.ones_like(w, dtype=torch.bool), budget("100%"))
-    results = [Gptq(4, 8, block=block).correct(w, whole, stats) for block in (8, 16, 20, 128)]
-    for other in results[1:]:
-        torch.testing.assert_close(other.weight, results[0].weight)
-    assert not torch.equal(results[0].grid.scale, Grid.around(w, whole.keep, 4, 8, True).scale)
+@pytest.mark.parametrize("group", [3, 8, 24])
+def test_a_group_is_laid_out_when_all_before_it_has_been_made_up_for(group):
+    w, x = a_map(8, 48)
+    h, keep = observe((Gram,), w, x)[Gram].value, torch.ones_like(w, dtype=torch.bool)
+    seen = []
+
+    def fit(v, at):
+        seen.append((at.start, v.clone()))
+        return Grid(4, torch.full((8, 1), 0.5))
+
+    gptq.in_order(w, keep, gptq.inverse_root(h, 0.0).float(), group, fit)
+    assert [start for start, _ in seen] == list(range(0, 48, group))
+    for start, v in seen:
+        moved = in_double(w, keep, h, 0.5, until=start)
+        torch.testing.assert_close(v.double(), moved[:, start : start + group], rtol=1e-4, atol=1e-4)
 
 
 def test_spqr_takes_the_bits_of_the_papers_formula():
@@ -238,6 +246,27 @@ def test_spqr_keeps_its_outliers_exactly_and_tells_them_from_large_weights():
     assert after.grid.apart.nonzero().tolist() == [[3, 5]] and after.weight[3, 5] == 40.0
     none = SpqrMethod(outliers=0.0).correct(w, whole, stats)
     assert stats[Gram].energy(after.weight - w) < 0.5 * stats[Gram].energy(none.weight - w)
+
+
+def test_sensitivity_is_what_a_group_gains_by_being_rounded_without_one_of_it():
+    w, _ = a_map(4, 32)
+    root = torch.rand(32, generator=torch.Generator().manual_seed(3)) + 0.5
+
+    def cost(group, price, without=None):
+        inside = [v for i, v in enumerate(group) if i != without]
+        low, high = min(0.0, *inside), max(0.0, *inside)
+        step = (high - low) / 7
+        near = [low + min(max(round((v - low) / step), 0), 7) * step for v in group]
+        return sum(
+            (v - q) ** 2 / p**2 for i, (v, q, p) in enumerate(zip(group, near, price, strict=True)) if i != without
+        )
+
+    found = spqr.sensitivity(w, torch.ones_like(w, dtype=torch.bool), root, bits=3, group=16)
+    for r in range(4):
+        for start in (0, 16):
+            group, price = w[r, start : start + 16].tolist(), root[start : start + 16].tolist()
+            expected = [cost(group, price) - cost(group, price, i) for i in range(16)]
+            torch.testing.assert_close(found[r, start : start + 16], torch.tensor(expected), rtol=1e-3, atol=1e-4)
 
 
 def test_spqr_errs_less_than_rounding_and_gptq_at_no_more_bits():

@@ -11,7 +11,7 @@ from fewer.core import Paper, method
 from fewer.layout import Grid
 from fewer.weights import Keep, Pruned, Quantiser, Weight
 
-from .sparse_gpt import inverse_root
+from .sparse_gpt import LEAF, _halves, inverse_root
 
 TITLE = "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 
@@ -32,7 +32,7 @@ class Gptq(Quantiser):
     >>> w, x = torch.tensor([[1.3, 3.3]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     >>> whole = Pruned(w, torch.ones(1, 2, dtype=torch.bool), budget("100%"))
     >>> grid = Grid(4, torch.ones(1, 1))
-    >>> in_order(w, whole.keep, inverse_root(observe((Gram,), w, x)[Gram].value, 1e-6).float(), 2, 2, lambda v, at: grid)
+    >>> in_order(w, whole.keep, inverse_root(observe((Gram,), w, x)[Gram].value, 1e-6).float(), 2, lambda v, at: grid)
     tensor([[1., 4.]])
     """
 
@@ -41,7 +41,6 @@ class Gptq(Quantiser):
     group: int = 0  # columns that share a scale; 0: the whole row, as in most of the paper
     zero_point: bool = True
     damp: float = 0.01  # of the mean of H's diagonal; the paper's 1 %
-    block: int = 128  # columns between two large products; the paper's B
 
     def quantise(self, w: Weight, pruned: Pruned, stats: Stats) -> tuple[Weight, Grid]:
         u, cols = inverse_root(stats[Gram].value, self.damp).float(), w.shape[1]
@@ -52,7 +51,7 @@ class Gptq(Quantiser):
             grids.append(Grid.around(v, pruned.keep[:, at], self.bits, zero=self.zero_point))
             return grids[-1]
 
-        weight = in_order(pruned.weight, pruned.keep, u, self.group or cols, self.block, fit)
+        weight = in_order(pruned.weight, pruned.keep, u, self.group or cols, fit)
         return weight, join(grids)
 
 
@@ -64,30 +63,28 @@ def join(grids: list[Grid]) -> Grid:
 
 
 def in_order(
-    w: Weight,
-    keep: Keep,
-    u: Float[Tensor, "in in"],
-    group: int,
-    block: int,
-    fit: Callable[[Weight, slice], Grid],
+    w: Weight, keep: Keep, u: Float[Tensor, "in in"], group: int, fit: Callable[[Weight, slice], Grid]
 ) -> Weight:
-    """Round `w` column by column with feedback along `u`. `fit` is shown each group as it has become, and its place.
-
-    Large products wait for the end of a block; a group lies in one block, or begins where one begins.
-    """
-    cols = w.shape[1]
+    """Round `w` column by column with feedback along `u`. `fit` is shown each group as it has become, and its place."""
     v = w.mT.to(torch.float32, copy=True).contiguous()  # a column of w is a row of v: one piece of memory
     loss, out, stays = torch.zeros_like(v), torch.empty_like(v), keep.mT.contiguous()
-    step = block if group == cols else max(block // group, 1) * group
-    for a in range(0, cols, step):
-        b = min(a + step, cols)
-        for j in range(a, b):
-            if j % group == 0:
-                grid = fit(v[j : j + group].mT, slice(j, j + group))
-            out[j] = rounded(v[j], grid, j % group) * stays[j]
-            loss[j] = (v[j] - out[j]) / u[j, j]
-            v[j + 1 : b].addr_(u[j, j + 1 : b], loss[j], alpha=-1)
-        v[b:].addmm_(u[a:b, b:].mT, loss[a:b], alpha=-1)
+
+    def settle(a: int, b: int, c: int) -> None:
+        """Columns b to c make up for the rounding of columns a to b."""
+        v[b:c].addmm_(u[a:b, b:c].mT, loss[a:b], alpha=-1)
+
+    def span(begin: int, end: int) -> None:
+        grid = fit(v[begin:end].mT, slice(begin, end))
+
+        def columns(a: int, b: int) -> None:
+            for j in range(a, b):
+                out[j] = rounded(v[j], grid, j - begin) * stays[j]
+                loss[j] = (v[j] - out[j]) / u[j, j]
+                v[j + 1 : b].addr_(u[j, j + 1 : b], loss[j], alpha=-1)
+
+        _halves(begin, end, LEAF, columns, settle)
+
+    _halves(0, w.shape[1], group, span, settle)
     return out.mT.contiguous()
 
 

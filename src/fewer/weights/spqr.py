@@ -46,7 +46,6 @@ class Spqr(Quantiser):
     table_bits: int = 3  # of a scale, and of a zero point; the paper's b_s and b_z
     outliers: float = 0.01  # the share of weights kept apart
     damp: float = 0.01  # of the mean of H's diagonal
-    block: int = 128  # columns between two large products
 
     def quantise(self, w: Weight, pruned: Pruned, stats: Stats) -> tuple[Weight, Grid]:
         Grid.around(pruned.weight[:1], pruned.keep[:1], self.bits, self.group)  # refuses what cannot be
@@ -65,7 +64,7 @@ class Spqr(Quantiser):
             zeros.append(self.table(zero))
             return Grid(self.bits, scales[-1].dense().mT, zeros[-1].dense().mT, apart[:, at])
 
-        weight = in_order(pruned.weight, pruned.keep, u, self.group, self.block, fit)
+        weight = in_order(pruned.weight, pruned.keep, u, self.group, fit)
         return weight, Grid(self.bits, _stacked(scales), _stacked(zeros), apart)
 
     def apart(self, pruned: Pruned, u: Float[Tensor, "in in"]) -> Keep:
@@ -104,12 +103,11 @@ def sensitivity(w: Weight, keep: Keep, root: Float[Tensor, " in"], bits: int, gr
         grid = Grid(bits, *span(spanned, bits))
         return (groups - grid.values(grid.round(groups))).square() * price
 
-    whole, out = costs(groups).sum(1), torch.empty_like(groups)
-    for i in range(group):
-        rest = groups.clone()
-        rest[:, i] = 0
-        left = costs(rest)
-        out[:, i] = whole - (left.sum(1) - left[:, i])
+    whole = costs(groups)
+    out = whole.clone()  # without a weight inside the span the grid is the same: only its own cost goes
+    for at in (groups.argmax(1, keepdim=True), groups.argmin(1, keepdim=True)):
+        left = costs(groups.scatter(1, at, 0))
+        out.scatter_(1, at, (whole.sum(1) - left.sum(1))[:, None] + left.gather(1, at))
     return out.view_as(w)
 
 
