@@ -58,6 +58,11 @@ class Grid:
         scale = torch.where(scale > 0, scale, 1)
         return cls(bits, scale, ((-low / scale.float()).round() - 2 ** (bits - 1)).to(torch.bfloat16))
 
+    def tables(self) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"]]:
+        """Scales and zero points as numbers, in float32."""
+        scale = table(self.scale)
+        return scale, torch.zeros_like(scale) if self.zero is None else table(self.zero)
+
     def round(self, w: Float[Tensor, "rows cols"]) -> Int8[Tensor, "rows cols"]:
         """The nearest code of each weight; a scale of 0 has one point only."""
         scale, zero = table(self.scale), None if self.zero is None else table(self.zero)
