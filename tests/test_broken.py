@@ -491,5 +491,6 @@ def test_caught(cls, by):
 
 def test_every_check_of_weights_catches_something():
     caught = {by for cls, by in (p.values for p in BROKEN) if cls.name.startswith("weights/")}
-    assert caught >= {check.__name__ for checks in CHECKS.values() for check in checks}
+    others = (checks for verb, checks in CHECKS.items() if verb is not weights.Quantiser)  # test_broken_quantisers.py
+    assert caught >= {check.__name__ for checks in others for check in checks}
     assert caught >= {"check_rule_and_paper", "check_is_a_value", "check_worked_example"}

@@ -41,18 +41,34 @@ class Layout(ABC):
         """Where something was kept, kept zeros too."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What must be saved, by field name."""
-        return {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        """What must be saved, by field name; of a layout inside this one, by both names: `codes_mask`."""
+        out: dict[str, Tensor] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                out[field.name] = value
+            elif isinstance(value, Layout):
+                out |= {f"{field.name}_{name}": tensor for name, tensor in value.tensors().items()}
+        return out
 
     def numbers(self) -> dict[str, Any]:
-        """The rest, ready for JSON."""
+        """The rest, ready for JSON; of a layout inside this one, its kind and its numbers."""
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return {name: value for name, value in pairs if not isinstance(value, Tensor)}
+        return {
+            name: {"layout": value.name, "numbers": value.numbers()} if isinstance(value, Layout) else value
+            for name, value in pairs
+            if not isinstance(value, Tensor)
+        }
 
     @classmethod
     def restore(cls: type[Leaf], tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Leaf:
         """The inverse of `tensors` and `numbers`, also after a trip through JSON."""
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in numbers.items()}
+        for name, told in numbers.items():
+            if isinstance(told, dict):
+                inside = {k.removeprefix(f"{name}_"): v for k, v in tensors.items() if k.startswith(f"{name}_")}
+                plain[name] = find_layout(told["layout"]).restore(inside, told["numbers"])
+                tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{name}_")}
         return cls(**tensors, **plain)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,7 +77,12 @@ class Layout(ABC):
         return _told, (type(self), raw, self.numbers())
 
     def to(self: Leaf, device: torch.device | str) -> Leaf:
-        return dataclasses.replace(self, **{k: v.to(device) for k, v in self.tensors().items()})
+        return type(self).restore({k: v.to(device) for k, v in self.tensors().items()}, self.numbers())
+
+    @property
+    def count(self) -> int:
+        """How many weights are stored."""
+        return self.tensors()["value"].numel()
 
     @property
     def bytes(self) -> int:

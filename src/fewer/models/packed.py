@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewer.core.site import Site
 from fewer.kernels.sparse_linear import sparse_linear
-from fewer.layout import Layout, blockwise, put_around, smallest
+from fewer.layout import Layout, blockwise, put_around, quantised_together, smallest
 
 LowRank = tuple[Tensor, Tensor]  # left [out, rank], right [rank, in]
 Around = tuple[Tensor, Tensor]  # blocks [n, b, b] of A on the output side, [m, c, c] of B on the input side
@@ -31,7 +31,6 @@ class SparseLinear(nn.Module):
     right: Tensor | None
     outer: Tensor | None
     inner: Tensor | None
-    value: Tensor
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class SparseLinear(nn.Module):
     def layout(self) -> Layout:
         """The layout, made of the buffers as they are now (moved, cast, loaded); the same object while they stay."""
         now: dict[str, Tensor] = {field: getattr(self, field) for field in self.fields}
-        if any(getattr(self._last, field) is not tensor for field, tensor in now.items()):
+        if any(tensor is not now[field] for field, tensor in self._last.tensors().items()):
             self._last = self.kind.restore(now, self.numbers)
         return self._last
 
@@ -113,7 +112,7 @@ class SparseLinear(nn.Module):
     def flops(self, tokens: int) -> int:
         """Multiplications and additions that count for so many tokens: of survivors and of what is dense beside them."""
         beside = (*(self.low_rank or ()), *(self.around or ()))
-        return 2 * tokens * (self.value.numel() + sum(t.numel() for t in beside))
+        return 2 * tokens * (self._last.count + sum(t.numel() for t in beside))
 
     def extra_repr(self) -> str:
         rank = 0 if self.right is None else len(self.right)
@@ -156,7 +155,7 @@ def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, 
     """
     site = parts[0][0]
     whole = Site(site.name, site.module, transposed=site.transposed).read()
-    dtype = parts[0][1].tensors()["value"].dtype  # what is stored may be smaller than what the module computes in
+    dtype = parts[0][1].dense().dtype  # what is stored may be smaller than what the module computes in
     dense, keep = whole.to(dtype, copy=True), torch.ones_like(whole, dtype=torch.bool)
     ranks = [0 if low is None else len(low[1]) for _, _, low in parts]
     left = dense.new_zeros(len(whole), sum(ranks))
@@ -166,7 +165,9 @@ def join(parts: Sequence[tuple[Site, Layout, LowRank | None]]) -> tuple[Layout, 
         if low is not None:
             left[rows, sum(ranks[:i]) : sum(ranks[: i + 1])] = low[0].to(left.dtype)
     rights = [low[1].to(left.dtype) for _, _, low in parts if low is not None]
-    return _one(dense, keep, [layout for _, layout, _ in parts]), (left, torch.cat(rights)) if rights else None
+    one = quantised_together([(site.part, layout) for site, layout, _ in parts], len(whole))
+    one = one or _one(dense, keep, [layout for _, layout, _ in parts])
+    return one, (left, torch.cat(rights)) if rights else None
 
 
 def _one(dense: Tensor, keep: Tensor, layouts: Sequence[Layout]) -> Layout:

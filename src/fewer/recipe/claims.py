@@ -80,15 +80,57 @@ class Better(Claim):
         return self.ours, self.baseline
 
     def judge(self, points: Mapping[str, Point]) -> Finding:
-        ours, baseline = (points[str(step(text))] for text in self.steps)
-        if ours.perplexity is None or baseline.perplexity is None:
-            raise ValueError(f"{self.method}: could not be measured: {ours.error or baseline.error}")
-        apart = paired(torch.tensor(ours.losses), torch.tensor(baseline.losses))
-        here = (
-            f"{self.ours} {ours.perplexity.value:.3g}, {self.baseline} {baseline.perplexity.value:.3g}: "
-            f"{_percent(apart.value)} [{_percent(apart.low)}, {_percent(apart.high)}] perplexity"
-        )
+        apart, here = _compared(self.method, self.ours, self.baseline, points)
         return Finding(self.method, find(self.method).paper, self.claim, here, verdict(apart, self.factor), self.why)
+
+
+@dataclass(frozen=True)
+class Within(Claim):
+    """`ours` has a perplexity that is at most the share `margin` above `baseline`'s, by default the dense model's.
+
+    holds: the paired 95 % interval of the difference in loss ends there or below. weaker: the mean does, not the
+    interval.
+    """
+
+    method: str
+    claim: str
+    ours: str
+    baseline: str = "weights/magnitude 100%"
+    margin: float = 0.01
+    why: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.ours, self.baseline
+
+    def judge(self, points: Mapping[str, Point]) -> Finding:
+        apart, here = _compared(self.method, self.ours, self.baseline, points)
+        return Finding(self.method, find(self.method).paper, self.claim, here, within(apart, self.margin), self.why)
+
+
+def within(apart: Estimate, margin: float) -> str:
+    """Of a difference in loss that should not be above log(1 + margin).
+
+    >>> within(Estimate(0.004, 0.0, 0.009, 8), 0.01), within(Estimate(0.004, 0.0, 0.02, 8), 0.01)
+    ('holds', 'weaker')
+    """
+    most = math.log1p(margin)
+    if apart.value > most:
+        return FAILS
+    return HOLDS if apart.high <= most else WEAKER
+
+
+def _compared(method: str, first: str, second: str, points: Mapping[str, Point]) -> tuple[Estimate, str]:
+    """The difference in loss of two steps on the same windows, and in words."""
+    ours, baseline = (points[str(step(text))] for text in (first, second))
+    if ours.perplexity is None or baseline.perplexity is None:
+        raise ValueError(f"{method}: could not be measured: {ours.error or baseline.error}")
+    apart = paired(torch.tensor(ours.losses), torch.tensor(baseline.losses))
+    here = (
+        f"{first} {ours.perplexity.value:.3g}, {second} {baseline.perplexity.value:.3g}: "
+        f"{_percent(apart.value)} [{_percent(apart.low)}, {_percent(apart.high)}] perplexity"
+    )
+    return apart, here
 
 
 def verdict(apart: Estimate, factor: float = 1.0) -> str:

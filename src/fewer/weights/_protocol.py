@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewer.calibrate import Stats
 from fewer.core import Budget, Method
-from fewer.layout import put_around
+from fewer.layout import Grid, put_around
 from fewer.select import divide, select
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Part",
     "Pruned",
     "Pruner",
+    "Quantiser",
     "Share",
     "Slimmer",
     "Units",
@@ -45,7 +46,8 @@ class Pruned:
     """What is left of a map: the survivors (zero where pruned), where they are, by which budget; and what is dense.
 
     `around` are the blocks of block-diagonal A and B with A weight B in place of `weight`; `low_rank` is added to that;
-    `bias` is added to the outputs, on top of the module's own.
+    `bias` is added to the outputs, on top of the module's own. `grid`, if a quantiser has been here, is where the survivors
+    lie: whoever comes after it must not move them.
     """
 
     weight: Weight
@@ -54,6 +56,7 @@ class Pruned:
     low_rank: tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]] | None = None
     around: tuple[Float[Tensor, "n b b"], Float[Tensor, "m c c"]] | None = None
     bias: Float[Tensor, " out"] | None = None
+    grid: Grid | None = None
 
     def dense(self) -> Weight:
         """The map that will act: survivors with what is around them, plus the low-rank part, both done in float32."""
@@ -100,6 +103,22 @@ class Corrector(Method):
     @abstractmethod
     def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
         """`w` is the dense map that `pruned` came from. What is kept may move, but `pruned.budget` still holds."""
+
+
+class Quantiser(Corrector):
+    """Rounds the survivors to a grid, on which each takes `bits` bits. The mask stays as it is, and so do its zeros."""
+
+    bits: int
+
+    @abstractmethod
+    def quantise(self, w: Weight, pruned: Pruned, stats: Stats) -> tuple[Weight, Grid]:
+        """The survivors on their grid, zero where pruned, in float32; and the grid."""
+
+    def correct(self, w: Weight, pruned: Pruned, stats: Stats) -> Pruned:
+        if pruned.grid is not None:
+            raise ValueError(f"{self.name}: the weights lie on a grid already; write one quantiser in a step")
+        weight, grid = self.quantise(w, pruned, stats)
+        return replace(pruned, weight=weight.to(w.dtype), grid=grid)
 
 
 @dataclass(frozen=True)

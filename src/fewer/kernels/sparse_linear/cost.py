@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewer.kernels._costs import at_batch, profile
-from fewer.layout import Layout
+from fewer.layout import Layout, Quantised
 
 MOST_ON_GPU = 16  # tokens; beyond, the Triton kernels hand over to dense
 
@@ -37,7 +37,17 @@ def seconds(backend: str, x: Tensor, w: Layout, bias: Tensor | None = None) -> d
         return {}
     rows, cols = w.shape
     batch = x.numel() // max(cols, 1)
-    return estimate(Product(w.name, rows, cols, value.numel(), value.dtype, x.dtype, batch, x.is_cuda))
+    name = w.name
+    if isinstance(w, Quantised) and row_scale(w) is not None and not x.is_cuda:
+        name = w.pattern.name  # the kernel of the codes runs
+    return estimate(Product(name, rows, cols, w.count, value.dtype, x.dtype, batch, x.is_cuda))
+
+
+def row_scale(w: Layout) -> Tensor | None:
+    """The scales of codes that take a byte and have one scale a row: their product, scaled, is the product."""
+    if not isinstance(w, Quantised) or w.bits < 8 or w.zero is not None or not isinstance(w.scale, Tensor):
+        return None
+    return w.scale if w.scale.shape[1] == 1 else None
 
 
 def estimate(p: Product) -> dict[str, float]:

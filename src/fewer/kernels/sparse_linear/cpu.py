@@ -6,10 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewer.kernels._simd import PERMUTES, threads, view
-from fewer.layout import Bitmask, Csr, Layout, Nm, Tiles
+from fewer.layout import Bitmask, Csr, Dense, Layout, Nm, Quantised, Spqr, Tiles
 
-from . import _cpu, dense
+from . import _codes, _cpu, dense
+from .cost import row_scale
 
+FEW = 8  # tokens: beyond, unpacking once for the vendor's product costs less
 HEIGHTS = (4, 8, 16, 32)  # tiles that fill vectors
 
 
@@ -46,8 +48,26 @@ def _multiply(x: Tensor, w: Layout) -> Tensor | None:
             return torch.from_numpy(turned).T[:batch].contiguous()
         case Bitmask() | Nm() if PERMUTES and w.value.numel() >= 8 and getattr(w, "m", 2) > 1:
             return _bitwise(x, w)
+        case Quantised() if (scale := row_scale(w)) is not None:
+            product = _multiply(x, w.codes())
+            return None if product is None else product * scale.float().T
+        case Quantised(pattern=Dense()) | Spqr(body=Quantised(pattern=Dense())) if batch <= FEW:
+            return _unpacked(x, w)
         case _:
             return None
+
+
+def _unpacked(x: Tensor, w: Quantised | Spqr) -> Tensor:
+    """Codes for every weight, and those that stand in the place of a few of them."""
+    body = w.body if isinstance(w, Spqr) else w
+    scale, zero = body.grid.tables()
+    outlier = w.outlier if isinstance(w, Spqr) else Csr.pack(x[:0], x[:0] != 0)
+    start = outlier.start if isinstance(w, Spqr) else outlier.start.new_zeros(len(scale) + 1)
+    value = body.value.view(torch.uint8) + 128 if body.bits == 8 else body.value
+    out = np.empty((len(x), len(scale)), np.float32)
+    given = (value.flatten(), body.bits, scale, zero, outlier.value.float(), outlier.column, start)
+    _codes.codes(x.contiguous().numpy(), *(g if isinstance(g, int) else view(g) for g in given), out)
+    return torch.from_numpy(out)
 
 
 def _bitwise(x: Tensor, w: Bitmask | Nm) -> Tensor:
