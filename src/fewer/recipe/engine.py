@@ -53,6 +53,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
         found = tuple(sites(model, step.where))
         for site in found:
             _check(site, step.budget)
+            if hasattr(step.method, "at"):
+                step.method.at(site, step.budget)  # refuses what was not learnt
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found))

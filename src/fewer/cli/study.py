@@ -1,0 +1,3 @@
+"""fewer study."""
+def study() -> None:
+    """x"""
