@@ -38,11 +38,12 @@ app = typer.Typer(
 )
 for _panel, _commands in {
     "Look": (methods.methods, show.show, kernels.kernels),
-    "Do": (sparsify.sparsify, train.train, measure.measure, frontier.frontier, study.study),
+    "Do": (sparsify.sparsify, train.train, measure.measure, frontier.frontier),
     "Verify": (check.check, claims.claims),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(study.app, rich_help_panel="Do")
 
 
 @app.callback()

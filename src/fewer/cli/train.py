@@ -20,13 +20,17 @@ def train(
     budget: Annotated[str, typer.Argument(help="How much may stay, N:M: 2:4.")],
     model: Annotated[str, typer.Argument(help="'bundled', a directory, or a name on the hub.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; its name ends in .npz.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
+    ] = False,
     where: Annotated[str, typer.Option(help="Which maps: '*', roles, groups or patterns.")] = "*",
     prior: Annotated[str | None, typer.Option(help=PRIOR)] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of AdamW; the paper takes 2000 of 256 windows.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of AdamW; the paper takes 2000 of 256 windows.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Windows in a batch.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches in a step.")] = 1,
-    rate: Annotated[float, typer.Option(min=0, help="Learning rate at first; it falls to a tenth along a cosine.")] = 2e-3,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Learning rate at first; it falls to a tenth along a cosine.")
+    ] = 5e-4,
     windows: Annotated[int, typer.Option(min=1, help="Different windows of text to learn from.")] = 1024,
     length: Length = 256,
     data: Data = "stdlib",
@@ -54,7 +58,7 @@ def train(
     with _Bar(json) as bar:
         told = (lambda row: lines([row])) if json else bar
         learnt = teacher(dense, out, where, how, known, told=told).fit(pupil, kept, list(tokens.split(batch)))
-    note(f"written: {out}; use it as \"{spell(learnt)} {kept}{'' if where == '*' else f' @ {where}'}\"")
+    note(f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"')
 
 
 def _check(out: Path, force: bool) -> None:

@@ -23,7 +23,7 @@ class Training:
     """How to learn. A step is `accumulate` batches, their gradients averaged, and one move of AdamW."""
 
     steps: int = 2000
-    rate: Rate = Cosine(5e-4, 5e-5)
+    rate: Rate = Cosine(5e-4, 5e-5)  # noqa: RUF009  frozen
     accumulate: int = 1
     clip: float = 1.0  # of the gradients' norm over all parameters
     decay: float = 0.1  # AdamW's weight decay
@@ -93,7 +93,9 @@ def _again(batches: Iterable[Tensor]) -> Iterator[Tensor]:
             empty = False
             yield batch
         if empty:
-            raise ValueError("there is no batch to learn from: give at least one (and a list, not an iterator that ends)")
+            raise ValueError(
+                "there is no batch to learn from: give at least one (and a list, not an iterator that ends)"
+            )
 
 
 @contextlib.contextmanager

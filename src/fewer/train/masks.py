@@ -39,7 +39,7 @@ class Masks(Learner[MaskLlm]):
     model: nn.Module
     out: Path
     where: str = "*"
-    how: Training = Training()
+    how: Training = Training()  # noqa: RUF009  frozen
     prior: Mapping[str, Bool[Tensor, "out in"]] | None = None
     judge: Judge = next_token
     told: Told | None = None
@@ -52,7 +52,9 @@ class Masks(Learner[MaskLlm]):
         weights = {name: p for name, p in self.model.named_parameters() if not p.is_meta}
         owners = {weight_name(site): site for site in found}
         if strange := [name for name in owners if name not in weights]:
-            raise ValueError(f"{strange[0]} is no plain weight of {type(self.model).__name__}; learn from the dense model")
+            raise ValueError(
+                f"{strange[0]} is no plain weight of {type(self.model).__name__}; learn from the dense model"
+            )
         logits = self._first(method, budget, found)
         kept = Kept(self.out, self._key(method, budget, weights, batches))
 

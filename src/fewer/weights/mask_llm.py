@@ -89,7 +89,9 @@ class MaskLlm(Learnt):
             raise ValueError(f"{self.file} holds no mask for {name}; close: {close}")
         count = int(np.prod(shape))
         if masks[name].size != -(-count // 8):
-            raise ValueError(f"{self.file}: the mask of {name} has {masks[name].size} bytes, {shape} needs {-(-count // 8)}")
+            raise ValueError(
+                f"{self.file}: the mask of {name} has {masks[name].size} bytes, {shape} needs {-(-count // 8)}"
+            )
         bits = torch.from_numpy(np.unpackbits(masks[name], count=count).astype(bool)).reshape(shape)
         keep = _seen_as(site, bits).read().contiguous()
         if bool((keep.reshape(-1, budget.group).sum(1) != budget.keep).any()):
@@ -108,7 +110,9 @@ def candidates(budget: Budget) -> Bool[Tensor, "candidates m"]:
     [[1, 0], [0, 1]]
     """
     if not budget.group or budget.unit != (1, 1):
-        raise ValueError(f"budget '{budget}': weights/mask_llm chooses among the masks of a group; write 2:4, or another N:M")
+        raise ValueError(
+            f"budget '{budget}': weights/mask_llm chooses among the masks of a group; write 2:4, or another N:M"
+        )
     chosen = torch.tensor(list(itertools.combinations(range(budget.group), cast(int, budget.keep))))
     return torch.zeros(len(chosen), budget.group, dtype=torch.bool).scatter_(1, chosen, True)
 
@@ -160,7 +164,11 @@ def _masks(file: str, changed: int) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as opened:
             found = {name.removesuffix(".mask"): opened[name] for name in opened.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as wrong:
-        raise ValueError(f"{file} is no file of masks (an .npz with one array of packed bits a weight): {wrong}") from None
+        raise ValueError(
+            f"{file} is no file of masks (an .npz with one array of packed bits a weight): {wrong}"
+        ) from None
     if bad := [name for name, bits in found.items() if bits.dtype != np.uint8]:
-        raise ValueError(f"{file}: {bad[0]} is {found[bad[0]].dtype}, not packed bits (uint8): this is no file of masks")
+        raise ValueError(
+            f"{file}: {bad[0]} is {found[bad[0]].dtype}, not packed bits (uint8): this is no file of masks"
+        )
     return found
