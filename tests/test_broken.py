@@ -39,6 +39,16 @@ class KeepsTheWorst(weights.ByScore):
         return -w.abs()
 
 
+@broken("weights", "check_says_what_was_not_learnt")
+class GuessesWhatItDidNotLearn(weights.Learnt):
+    """Keep the first two of four where nothing was learnt."""
+
+    files = ()
+
+    def at(self, site, budget):
+        return torch.tensor([True, True, False, False]).repeat(site.shape[0], site.shape[1] // 4)
+
+
 @broken("weights", "check_budget")
 class KeepsOneMore(weights.Pruner):
     """Count from zero."""

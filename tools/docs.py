@@ -24,6 +24,7 @@ USE = {  # how a step says it, by what the method is
     "Pruner": "{name} 50%",
     "Allocator": "weights/magnitude 50% by {short}",
     "Corrector": "weights/magnitude 50% + {short}",
+    "Learnt": "{name}(file=masks.npz) 2:4",
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.core import Paper, find
+from fewer.core import Paper
 from fewer.measure import Estimate
 from fewer.recipe.claims import FAILS, HOLDS, WEAKER, Claim, Finding
 from fewer.recipe.frontier import Bench
@@ -125,4 +125,4 @@ class KneeAt(Claim):
         found = knee(shares, losses, self.study.within)
         verdict = HOLDS if found.low >= self.removed else WEAKER if found.value > shares[1] else FAILS
         here = f"knee at {share(found.value)} [{share(found.low)}, {share(found.high)}] removed"
-        return Finding(self.method, find(self.method).paper, self.claim, here, verdict, self.why)
+        return Finding(self.method, self.study.paper, self.claim, here, verdict, self.why)
