@@ -102,7 +102,7 @@ class Knee(Study):
 class KneeAt(Claim):
     """The unstructured knee of one-shot magnitude pruning lies at `removed` or beyond.
 
-    holds: the interval's lower end does; weaker: there is a knee past the first point measured, but earlier.
+    holds: the interval's lower end does; weaker: it lies earlier; does not hold: even the least removal costs `within`.
     """
 
     method: str
@@ -123,6 +123,7 @@ class KneeAt(Claim):
         losses = torch.tensor([points[str(step(text))].losses for text in self.steps])
         shares = [r for r, _ in self._curve]
         found = knee(shares, losses, self.study.within)
-        verdict = HOLDS if found.low >= self.removed else WEAKER if found.value > shares[1] else FAILS
+        least = (losses[1] - losses[0]).mean().item()
+        verdict = FAILS if least > self.study.within else HOLDS if found.low >= self.removed else WEAKER
         here = f"knee at {share(found.value)} [{share(found.low)}, {share(found.high)}] removed"
         return Finding(self.method, self.study.paper, self.claim, here, verdict, self.why)
