@@ -60,6 +60,16 @@ class StopsTheFlow(weights.ByScore):
         return -w * stats[HessianGradient].value
 
 
+@broken("weights", "check_says_what_was_not_learnt")
+class GuessesWhatItDidNotLearn(weights.Learnt):
+    """Keep the first two of four where nothing was learnt."""
+
+    files = ()
+
+    def at(self, site, budget):
+        return torch.tensor([True, True, False, False]).repeat(site.shape[0], site.shape[1] // 4)
+
+
 @broken("weights", "check_budget")
 class KeepsOneMore(weights.Pruner):
     """Count from zero."""

@@ -26,6 +26,7 @@ USE = {  # how a step says it, by what the method is
     "Allocator": "weights/magnitude 50% by {short}",
     "Corrector": "weights/magnitude 50% + {short}",
     "Slimmer": "{name} 50% @ mlp",
+    "Learnt": "{name}(file=masks.npz) 2:4",
 }
 
 

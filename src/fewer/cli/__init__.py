@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import check, claims, frontier, kernels, measure, methods, show, sparsify
+from . import check, claims, frontier, kernels, measure, methods, show, sparsify, study, train
 
 _HELP = """Make neural networks compute less, and see what that costs.
 
@@ -38,11 +38,12 @@ app = typer.Typer(
 )
 for _panel, _commands in {
     "Look": (methods.methods, show.show, kernels.kernels),
-    "Do": (sparsify.sparsify, measure.measure, frontier.frontier),
+    "Do": (sparsify.sparsify, train.train, measure.measure, frontier.frontier),
     "Verify": (check.check, claims.claims),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+app.add_typer(study.app, rich_help_panel="Do")
 
 
 @app.callback()

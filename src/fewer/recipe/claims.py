@@ -55,6 +55,9 @@ class Claim(ABC):
     def steps(self) -> tuple[str, ...]:
         """What must be measured."""
 
+    def prepare(self) -> None:  # noqa: B027  most claims need nothing
+        """Make what the steps read, such as masks that must be learnt first; may take minutes, done once."""
+
     @abstractmethod
     def judge(self, points: Mapping[str, Point]) -> Finding:
         """What the points, by step, say of the claim. Never tuned until it passes."""
@@ -170,6 +173,8 @@ def _of(file: Path) -> Iterator[Claim]:
 
 def check(claims: Sequence[Claim], bench: Bench) -> list[Finding]:
     """Measure what the claims ask for, each step once, and judge."""
+    for claim in claims:
+        claim.prepare()
     steps = dict.fromkeys(str(step(text)) for claim in claims for text in claim.steps)
     points = dict(zip(steps, bench.points([step(text) for text in steps]), strict=True))
     return [claim.judge(points) for claim in claims]

@@ -59,6 +59,8 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
             _check(site, None if groups else step.budget)
             for corrector in step.correctors:
                 _suits(corrector, site)
+            if hasattr(step.method, "at"):
+                step.method.at(site, step.budget)  # refuses what was not learnt
         if step.budget.joint and not hasattr(step.method, "score"):
             raise ValueError(f"{step.method.name} gives no score, so '{step.budget}' cannot rank several maps by it")
         tasks.append(Task(step, found, groups))

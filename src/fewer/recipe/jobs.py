@@ -168,3 +168,4 @@ def _sources(step: Step | None) -> Iterator[Path]:
         yield from sorted((root / step.axis).glob("_*.py"))
         for method in filter(None, (step.method, step.allocator, *step.correctors)):
             yield Path(inspect.getfile(type(method)))
+            yield from getattr(method, "files", ())  # what was learnt before

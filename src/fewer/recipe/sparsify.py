@@ -227,6 +227,8 @@ class _Job:
         for file in (*sorted(self.source.glob("*.safetensors")), self.source / "config.json"):
             told.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
         told.update("\n".join(str(t.step) for t in self.todo.tasks).encode())
+        for learnt in (f for t in self.todo.tasks for f in getattr(t.step.method, "files", ())):
+            told.update(learnt.read_bytes())
         if self.data is not None:
             told.update(self.data.cpu().numpy().tobytes())
         return told.hexdigest()

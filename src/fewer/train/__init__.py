@@ -1,8 +1,16 @@
-"""Learning: what a method cannot be told by a formula it is shown. The loop itself is still to come.
+"""Learning: what a method cannot be told by a formula it is shown. One loop for all of it, exact to the bit after a kill.
 
-Dictionaries, routers, masks and thresholds are learnt here, by one loop (resume, mixed precision, torchrun / FSDP2).
 A method stays a value all the same: a learner takes an untrained method and gives back a *new* one that carries what
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
 from .learner import Learner as Learner
+from .learner import learner_of as learner_of
+from .loop import Training as Training
+from .loop import train as train
+from .masks import Masks as Masks
+from .masks import next_token as next_token
+from .rate import Cosine as Cosine
+from .rate import Flat as Flat
+from .rate import Linear as Linear
+from .rate import Rate as Rate

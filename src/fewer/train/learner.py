@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from torch import Tensor
 
@@ -21,3 +21,12 @@ class Learner(ABC, Generic[M]):
         The same learner, method, budget and batches give the same result. Raises `ValueError` if `method` has nothing
         to learn, or if the batches end before the first step.
         """
+
+
+def learner_of(method: type[Method]) -> Any:
+    """The class that teaches methods of this class; `ValueError` if they have nothing to learn."""
+    taught = {get_args(base)[0]: cls for cls in Learner.__subclasses__() for base in cls.__orig_bases__}  # type: ignore[attr-defined]
+    if method not in taught:
+        there = ", ".join(sorted(known.name for known in taught))
+        raise ValueError(f"{method.name} has nothing to learn, apply it as it is; what learns: {there}")
+    return taught[method]

@@ -7,6 +7,7 @@ A step on this axis is a pruner, perhaps an allocator before it and correctors a
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewer.calibrate import Stats
-from fewer.core import Budget, Method
+from fewer.core import Budget, Method, Site
 from fewer.layout import Grid, put_around
 from fewer.select import divide, select
 
@@ -26,6 +27,7 @@ __all__ = [
     "Corrector",
     "Coupled",
     "Keep",
+    "Learnt",
     "Part",
     "Pruned",
     "Pruner",
@@ -92,6 +94,19 @@ class ByScore(Pruner):
     def prune(self, w: Weight, budget: Budget, stats: Stats) -> tuple[Weight, Keep]:
         keep = select(self.score(w, stats), budget)
         return w * keep, keep
+
+
+class Learnt(Method):
+    """Decides what stays by what was learnt of each map before, and kept in a file; the weights stay what they are."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """Where it is kept: a result depends on what is in there."""
+
+    @abstractmethod
+    def at(self, site: Site, budget: Budget) -> Keep:
+        """What stays of this map. Asked before any work: `ValueError` or `LookupError` if that was not learnt."""
 
 
 class Corrector(Method):
