@@ -17,9 +17,13 @@ def sparsify(
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
     ] = False,
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Write plain tensors with zeros: any tool loads them, no byte is saved.")
-    ] = False,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="`packed`: what survives, in our layouts. `dense`: plain tensors with zeros, for any tool; no byte is saved. "
+            "`sparse-bitmask`, `sparse-24-bitmask`: those of compressed-tensors."
+        ),
+    ] = "packed",
     data: Data = "stdlib",
     calibration: Calibration = 64,
     length: Length = 512,
@@ -33,13 +37,15 @@ def sparsify(
     """
     from fewer.recipe import recipe
     from fewer.recipe import sparsify as do
+    from fewer.recipe.formats import find_format
     from fewer.recipe.store import check_place
 
+    find_format(format)
     todo = recipe(steps[0] if len(steps) == 1 else steps)
     check_place(out, force)
     place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
     with _Bar(json) as bar:
-        applied = do(place, todo, tokens, out=out, force=force, dense=dense, progress=bar)
+        applied = do(place, todo, tokens, out=out, force=force, format=format, progress=bar)
     if json:
         return lines(c.as_dict() for c in applied.changes)
     from fewer.report import Report

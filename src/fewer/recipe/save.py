@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fewer.models import SparseLinear, open_model, restore, sites, stored_dtype,
 from fewer.models.hub import describe
 
 from .act import Applied
-from .pack import packed
+from .formats import find_format
 from .steps import VERSION, Recipe, check_version, recipe, to_yaml
 from .store import Store
 from .walk import Walk
@@ -26,22 +26,26 @@ PROBE_TOKENS, PROBE_KEPT = 64, 8
 BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens*", "added_tokens*", "chat_template*", "generation_config.json", "preprocessor_config.json")  # fmt: skip
 
 
-def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = False) -> Path:
-    """Write the model so that `fewer.load(out)`, or transformers after `import fewer.models.hub`, gives it back.
+def save(applied: Applied, out: str | Path, force: bool = False, format: str = "packed") -> Path:
+    """Write the model so that `fewer.load(out)`, or transformers after `import fewer`, gives it back.
 
-    Packed weights are what survived and nothing else; `dense=True` writes plain tensors with zeros, which every tool
-    loads, and which save no byte. `ValueError` if `out` exists and `force` is not given.
+    `format`: `packed` is what survived and nothing else; `dense` is plain tensors with zeros, which every tool loads and
+    which save no byte; `sparse-bitmask` and `sparse-24-bitmask` are those of compressed-tensors up to 0.14. `ValueError`
+    if `out` exists and `force` is not given, `LookupError` for an unknown format.
     """
+    form = find_format(format)
     if applied.model is None:
         raise ValueError(f"this result is on disk already, at {applied.out}")
     model = applied.model
     store = Store(out, key="whole", force=force)
     touched = [s for step in applied.steps for s in sites(model, step.where)]
-    modules = {} if dense else packed(model, touched, applied.stored)
+    modules = form.modules(model, touched, applied.stored)
     with swapped(model, modules):
-        store.tensors("model.safetensors", tensors_of(model, modules, stored_dtype(model)))
-        told = describe(model)
-    write_rest(store, model, applied.steps, applied.changes, told, source_of(model))
+        tensors, told = form.encode(tensors_of(model, modules, stored_dtype(model)), touched)
+        told |= describe(model)["sites"]
+    store.tensors("model.safetensors", tensors)
+    sparse = form.describe(model, told, zeros(applied.changes))
+    write_rest(store, model, applied.steps, applied.changes, sparse, source_of(model))
     if (ids := probe_ids(model)) is not None:
         write_probe(store, ids, Walk(model, ids).answer())
     applied.out = store.finish()
@@ -103,13 +107,20 @@ def write_rest(
     settings = model.config.to_dict() | {"dtype": str(stored_dtype(model)).removeprefix("torch.")}
     settings |= {"architectures": settings.get("architectures") or [type(model).__name__]}
     settings.pop("quantization_config", None)
-    if sparse.get("sites"):
+    if sparse:
         settings["quantization_config"] = sparse
     store.text("config.json", json.dumps(settings, indent=2, default=str))
     note = {"version": VERSION, "recipe": to_yaml(steps), "changes": [asdict(c) for c in changes]}
     store.text("fewer.json", json.dumps(note, indent=1))
     for file in sorted({f for pattern in BESIDE for f in source.glob(pattern)}) if source else ():
         shutil.copyfile(file, store.path(file.name))
+
+
+def zeros(changes: Sequence[Change]) -> float:
+    """The share of the touched weights that is zero now."""
+    sizes = [c.bytes_before for c in changes]
+    kept = sum(c.kept * size for c, size in zip(changes, sizes, strict=True))
+    return 1 - kept / max(sum(sizes), 1)
 
 
 def source_of(model: nn.Module) -> Path | None:

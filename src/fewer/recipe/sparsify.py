@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from fewer.core import Change, budget
 from fewer.layout import find_layout
-from fewer.models import blocks, materialise, open_lazily, release, stored_dtype
+from fewer.models import SparseLinear, blocks, materialise, open_lazily, release, stored_dtype
+from fewer.models.foreign import decoded
 from fewer.models.hub import describe
 
 from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
-from .pack import packed
-from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest
+from .formats import Format, find_format
+from .save import probe_ids, save, swapped, tensors_of, write_probe, write_rest, zeros
 from .steps import VERSION, recipe
 from .store import Store, check_place
 
@@ -31,7 +32,7 @@ def sparsify(
     data: Tensor | None = None,
     out: str | Path | None = None,
     force: bool = False,
-    dense: bool = False,
+    format: str = "packed",
     progress: Progress | None = None,
 ) -> Applied:
     """Do the steps for good, and save the result at `out` if that is given.
@@ -40,29 +41,29 @@ def sparsify(
     memory at a time, each finished block is on disk, and a killed run goes on where it was. The result appears whole.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids, needed by methods that ask for
-    statistics; `dense=True` writes plain tensors with zeros instead of packed ones.
+    statistics; `format` is what `save` takes.
     """
-    todo = recipe(steps)
+    todo, form = recipe(steps), find_format(format)
     if out is not None:
         check_place(out, force)
     if isinstance(model, nn.Module):
         applied = keep(model, plan(model, todo), data, progress)
         if out is not None:
-            save(applied, out, force, dense)
+            save(applied, out, force, format)
         return applied
     if out is None:
         raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
     lazy = open_lazily(str(model))
-    return _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, dense).do(progress)
+    return _Job(lazy, Path(model), plan(lazy, todo), data, Path(out), force, form).do(progress)
 
 
 class _Job:
     """One model from disk to disk. What a finished block became is two files: its tensors, and a note about them."""
 
     def __init__(
-        self, model: nn.Module, source: Path, todo: Plan, data: Tensor | None, out: Path, force: bool, dense: bool
+        self, model: nn.Module, source: Path, todo: Plan, data: Tensor | None, out: Path, force: bool, form: Format
     ):
-        self.model, self.todo, self.data, self.dense = model, todo, data, dense
+        self.model, self.todo, self.data, self.form = model, todo, data, form
         self.names = [name for name, _ in blocks(model)]
         self.source, self.dtype = source, stored_dtype(model)
         self.store = Store(out, self._key(), force)
@@ -120,28 +121,40 @@ class _Job:
         self.applied.done(block, results)
         found = [s for t in self.todo.tasks for s in t.sites]
         stored = {change.site: stored for change, stored in results}
-        modules = {} if self.dense else packed(self.model, found, stored)
+        modules = self.form.modules(self.model, found, stored)
         inside = {n: m for n, m in modules.items() if n.startswith(f"{block}.")} if block else modules
         shard, note = self._files(block)
         with swapped(self.model, inside):
-            told = describe(self.model)
+            told = describe(self.model)["sites"]
             if block:
                 home = self.model.get_submodule(block)
                 local = {n.removeprefix(f"{block}."): m for n, m in inside.items()}
-                self.store.tensors(shard, _under(block, tensors_of(home, local, self.dtype)))
+                tensors = _under(block, tensors_of(home, local, self.dtype))
+            else:
+                tensors = self._outside(inside)
+        tensors, more = self.form.encode(tensors, found)
+        told |= more
+        self.store.tensors(shard, tensors)
         rows = [asdict(change) for change, _ in results]
         self.store.text(note, json.dumps({"changes": rows, "described": told}))
         for row in rows:
             self.store.append("log.jsonl", row)
         self.applied.stored.clear()  # it is on disk now
 
+    def _outside(self, modules: dict[str, SparseLinear]) -> dict[str, Tensor]:
+        """What lies in no block: embeddings, norms, the head."""
+        inside = tuple(f"{name}." for name in self.names)
+        return {k: v for k, v in tensors_of(self.model, modules, self.dtype).items() if not k.startswith(inside)}
+
     def _skip(self, block: str) -> bool:
         """Put what an earlier run made of the block in place; False if there is no such thing."""
         shard, note = self._files(block)
         if not block or not self.store.has(note):
             return False
-        tensors = load_file(self.store.path(shard))
-        for name, told in self._note(block)["described"]["sites"].items():
+        tensors = decoded(load_file(self.store.path(shard)))
+        for name, told in self._note(block)["described"].items():
+            if not told:
+                continue  # another tool's way, decoded above
             fields = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{name}.")}
             _put(self.model.get_submodule(name), {k.removeprefix(f"{name}."): v for k, v in fields.items()}, told)
         plain = {k.removeprefix(f"{block}."): v for k, v in tensors.items()}
@@ -153,13 +166,13 @@ class _Job:
 
     def _finish(self) -> None:
         """The rest of the weights, the index, the configuration; then the whole takes its place."""
-        inside = tuple(f"{name}." for name in self.names)
-        rest = {k: v for k, v in tensors_of(self.model, {}, self.dtype).items() if not k.startswith(inside)}
-        self.store.tensors(self._files("")[0], rest)
+        if not self.store.has(self._files("")[1]):
+            self.store.tensors(self._files("")[0], self._outside({}))
         self._index()
         notes = [self._note(block) for block in [*self.names, ""] if self.store.has(self._files(block)[1])]
         changes = [Change(**row) for note in notes for row in note["changes"]]
-        sparse = {**notes[0]["described"], "sites": {k: v for n in notes for k, v in n["described"]["sites"].items()}}
+        told = {name: site for n in notes for name, site in n["described"].items()}
+        sparse = self.form.describe(self.model, told, zeros(changes))
         write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
         for file in (*self.store.partial.glob("block-*.json"), self.store.path("budgets.json")):
             file.unlink()
@@ -176,7 +189,7 @@ class _Job:
 
     def _key(self) -> str:
         """Which job this is: a run with another model, recipe or data does not go on with its leavings."""
-        told = hashlib.sha256(f"{VERSION} {self.dense}".encode())
+        told = hashlib.sha256(f"{VERSION} {self.form.name}".encode())
         for file in (*sorted(self.source.glob("*.safetensors")), self.source / "config.json"):
             told.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
         told.update("\n".join(str(t.step) for t in self.todo.tasks).encode())
