@@ -1,14 +1,18 @@
 """The tensors of a checkpoint by the names that its model gives them, in whatever way they are stored."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import safe_open
 from torch import Tensor
 
 from fewer.layout import Layout
 
-from .foreign import gather
+from .foreign import Way, gather
+
+T = TypeVar("T")
 
 
 class Checkpoint:
@@ -24,13 +28,18 @@ class Checkpoint:
         """One tensor, whole."""
         if name not in self.foreign:
             return self._stored(name)
-        way, keys = self.foreign[name]
-        return way.read(*(self._stored(key) for key in keys))[0]
+        return self._theirs(name, lambda way, tensors: way.read(*tensors)[0])
 
     def layout(self, name: str) -> Layout:
         """One of the maps in `foreign`, packed as it is stored."""
+        return self._theirs(name, lambda way, tensors: way.layout(*tensors))
+
+    def _theirs(self, name: str, read: Callable[[Way, list[Tensor]], T]) -> T:
         way, keys = self.foreign[name]
-        return way.layout(*(self._stored(key) for key in keys))
+        try:
+            return read(way, [self._stored(key) for key in keys])
+        except (ValueError, RuntimeError) as wrong:  # shapes that do not fit each other
+            raise ValueError(f"{self.path}: {name} is stored as {', '.join(keys)}, but {wrong}") from wrong
 
     def _stored(self, key: str) -> Tensor:
         with safe_open(self.path / self._files[key], "pt") as opened:
@@ -43,7 +52,8 @@ def files(path: Path) -> dict[str, str]:
     if index.is_file():
         return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     found: dict[str, str] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    one = path / "model.safetensors"  # anything beside it is not the model: a probe, an adapter
+    for file in [one] if one.is_file() else sorted(path.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             found |= dict.fromkeys(opened.keys(), file.name)
     return found
