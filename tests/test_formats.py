@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import batch, build
+from torch.nn.utils import prune
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fewer.models import SparseLinear, open_model
@@ -89,7 +90,11 @@ def test_bits_on_disk_are_those_that_their_format_says(form, source, tmp_path):
     sparsify(source, f"weights/magnitude {BUDGET[form]}", out=tmp_path / "out", format=form)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors" and config["sparsity_config"]["format"] == form
-    assert config["sparsity_config"]["ignore"] == ["lm_head"] and set(config) <= {"quant_method", "version", "sparsity_config"}
+    assert config["sparsity_config"]["ignore"] == ["lm_head"] and set(config) <= {
+        "quant_method",
+        "version",
+        "sparsity_config",
+    }
     tensors, name = stored(tmp_path / "out"), "model.layers.1.mlp.down_proj"
     rows, cols = tensors[f"{name}.shape"].flatten().tolist()
     bits = np.unpackbits(tensors[f"{name}.bitmask"].numpy(), axis=-1, count=cols, bitorder="little").astype(bool)
@@ -105,7 +110,9 @@ def test_what_is_not_two_of_four_stays_plain_there(source, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["sparsity_config"]
     tensors = stored(tmp_path / "out")
     assert "model.layers.0.self_attn.q_proj.weight" in tensors and "model.layers.0.mlp.up_proj.bitmask" in tensors
-    assert "model.layers.0.self_attn.q_proj" in config["ignore"] and "model.layers.0.mlp.up_proj" not in config["ignore"]
+    assert (
+        "model.layers.0.self_attn.q_proj" in config["ignore"] and "model.layers.0.mlp.up_proj" not in config["ignore"]
+    )
     load(tmp_path / "out")
 
 
@@ -150,7 +157,7 @@ def test_what_torch_itself_pruned_is_read(source):
     model = open_model(source)[0].to(torch.bfloat16)
     torch.manual_seed(0)
     for block in model.model.layers:
-        torch.nn.utils.prune.l1_unstructured(block.mlp.up_proj, "weight", 0.5)
+        prune.l1_unstructured(block.mlp.up_proj, "weight", 0.5)
     expected = answers(model)
     save_file(model.state_dict(), source / "model.safetensors", metadata={"format": "pt"})
     again, _ = open_model(source, dtype="bfloat16")

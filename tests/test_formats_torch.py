@@ -3,11 +3,16 @@
 import pytest
 import scipy.sparse
 import torch
-from torch.sparse import SparseSemiStructuredTensorCUTLASS
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from fewer.layout import Bsr, Csr, Nm
 from fewer.models.semi_structured import from_semi_structured, to_semi_structured
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor"),
+]
 
 
 def matrix(rows=37, cols=53, keep=0.3, unit=(1, 1), seed=0):
@@ -29,7 +34,11 @@ def test_csr_is_scipys_and_torchs(keep):
 @pytest.mark.parametrize("unit", [(2, 2), (4, 8), (16, 1)])
 def test_bsr_is_scipys_and_torchs(unit):
     w, mask = matrix(48, 64, unit=unit)
-    ours, theirs, torchs = Bsr.pack(w, mask, unit), scipy.sparse.bsr_matrix(w.numpy(), unit), w.to_sparse_bsr(unit)
+    ours, theirs, torchs = (
+        Bsr.pack(w, mask, unit),
+        scipy.sparse.bsr_matrix(w.numpy(), blocksize=unit),
+        w.to_sparse_bsr(unit),
+    )
     theirs.sort_indices()
     assert torch.equal(ours.value, torch.from_numpy(theirs.data)) and torch.equal(ours.value, torchs.values())
     assert ours.column.tolist() == theirs.indices.tolist() == torchs.col_indices().tolist()
@@ -62,19 +71,13 @@ def test_two_of_four_comes_back_from_torch_bit_for_bit(dtype, zeros):
     assert torch.equal(again.dense(), w) and torch.equal(again.keep(), keep)
 
 
-class Opaque:
-    """A tensor of torch's that tells its values and not its places, as cuSPARSELt's."""
-
-    def __init__(self, w):
-        self.w = w
-
-    def to_dense(self):
-        return self.w
-
-
-def test_values_alone_are_enough():
-    w, keep = two_of_four(64, 64, torch.bfloat16, zeros=True)
-    again = from_semi_structured(Opaque(w))
+def test_values_alone_are_enough(monkeypatch):
+    """cuSPARSELt's tensor tells its values and not its places."""
+    w, _ = two_of_four(64, 64, torch.bfloat16, zeros=True)
+    parts = dict.fromkeys(("meta", "packed_t", "meta_t", "compressed_swizzled_bitmask"))
+    theirs = SparseSemiStructuredTensorCUSPARSELT(w.shape, packed=w, **parts)
+    monkeypatch.setattr(SparseSemiStructuredTensorCUSPARSELT, "to_dense", lambda self: w)
+    again = from_semi_structured(theirs)
     assert torch.equal(again.dense(), w) and (again.keep() >= (w != 0)).all()
 
 

@@ -27,9 +27,17 @@ def main() -> None:
     files = sorted((HERE / "results").glob("parity-*.json"))
     found = [json.loads(file.read_text()) for file in files]
     about = dict.fromkeys(f"{f['peer']}, torch {f['torch']}, {f['cpu']}, {f['threads']} thread" for f in found)
-    lines = ["; ".join(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *(r for f in found for r in rows(f))]
+    lines = [
+        "; ".join(about),
+        "",
+        HEAD,
+        "|" + "---|" * HEAD.count(" | ") + "---|",
+        *(r for f in found for r in rows(f)),
+    ]
     page = HERE / "README.md"
-    text = re.sub(r"(?s)(<!-- begin -->\n).*(<!-- end -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page.read_text())
+    text = re.sub(
+        r"(?s)(<!-- begin -->\n).*(<!-- end -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page.read_text()
+    )
     page.write_text(text)
 
 

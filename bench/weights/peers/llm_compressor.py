@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _spent import spent  # noqa: E402, this file is run as a script
+from _spent import spent
 
 METHODS = {"sparse_gpt": SparseGPTModifier, "wanda": WandaPruningModifier}
 PATTERNS = {"50%": "0:0", "2:4": "2:4"}
