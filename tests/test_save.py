@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny import batch, build
 from transformers import AutoModelForCausalLM
 
-import fewer.models.hub  # noqa: F401, so that transformers knows the format
 from fewer.core import budget
 from fewer.models import SparseLinear, lazy
 from fewer.models.feed import call
@@ -45,13 +44,13 @@ def size(path):
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2", "gpt_neox", "phi3", "gemma3", "mixtral", "opt"])
-@pytest.mark.parametrize("dense", [False, True])
-def test_a_saved_model_answers_as_it_did(name, dense, tmp_path):
+@pytest.mark.parametrize("form", ["packed", "dense"])
+def test_a_saved_model_answers_as_it_did(name, form, tmp_path):
     model = build(name)
     applied = sparsify(model, "weights/wanda 50%", data(name))
-    save(applied, tmp_path / "out", dense=dense)
+    save(applied, tmp_path / "out", format=form)
     again = load(tmp_path / "out")
-    assert any(isinstance(m, SparseLinear) for m in again.modules()) != dense
+    assert any(isinstance(m, SparseLinear) for m in again.modules()) == (form == "packed")
     torch.testing.assert_close(answers(again, data(name)), answers(model, data(name)), rtol=1e-4, atol=1e-4)
 
 
@@ -64,7 +63,7 @@ def test_transformers_opens_it(tmp_path):
 
 def test_a_dense_copy_needs_nothing_of_ours(tmp_path):
     model = build("llama")
-    sparsify(model, "weights/magnitude 50%", out=tmp_path / "out", dense=True)
+    sparsify(model, "weights/magnitude 50%", out=tmp_path / "out", format="dense")
     script = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(tmp_path / 'out')!r})"
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script + "; import sys; assert 'fewer' not in sys.modules"], check=True
@@ -81,7 +80,7 @@ def test_from_disk_to_disk_is_the_same_as_in_memory(source, tmp_path):
 
 
 def test_it_is_really_smaller(source, tmp_path):
-    whole = sparsify(source, "weights/magnitude 50% @ embed,head,*", out=tmp_path / "dense", dense=True)
+    whole = sparsify(source, "weights/magnitude 50% @ embed,head,*", out=tmp_path / "dense", format="dense")
     half = sparsify(source, "weights/magnitude 50%", out=tmp_path / "half")
     spared = sum(c.bytes_before - c.bytes_after for c in half.changes)
     assert spared > 0.35 * sum(c.bytes_before for c in half.changes)

@@ -1,0 +1,1 @@
+"""What pruning costs and gives beside other libraries, on the same weights and tokens."""

@@ -18,9 +18,13 @@ def sparsify(
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
     ] = False,
-    dense: Annotated[
-        bool, typer.Option("--dense", help="Write plain tensors with zeros: any tool loads them, no byte is saved.")
-    ] = False,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="`packed`: what survives, in our layouts. `dense`: plain tensors with zeros, for any tool; no byte is saved. "
+            "`sparse-bitmask`, `sparse-24-bitmask`: those of compressed-tensors."
+        ),
+    ] = "packed",
     data: Data = "stdlib",
     calibration: Calibration = 64,
     length: Length = 512,
@@ -39,14 +43,16 @@ def sparsify(
     from fewer.calibrate import launched
     from fewer.recipe import recipe
     from fewer.recipe import sparsify as do
+    from fewer.recipe.formats import find_format
     from fewer.recipe.store import check_place
 
+    find_format(format)
     todo = recipe(steps[0] if len(steps) == 1 else steps)
     with launched() as crew:
         crew.first(lambda: check_place(out, force))
         place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
         with _Bar(json or crew.rank > 0) as bar:
-            applied = do(place, todo, tokens, out, force, dense, bar, _of_mine(device))
+            applied = do(place, todo, tokens, out, force, format, bar, _of_mine(device))
     if crew.rank > 0:
         return
     if json:

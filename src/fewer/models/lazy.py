@@ -1,20 +1,23 @@
 """Open a checkpoint without reading it: blocks stay on the meta device and are read from disk one at a time."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from .blocks import stacks
+from fewer.layout import Dense
+
+from . import compressed_tensors
+from .blocks import blocks, stacks
+from .checkpoint import Checkpoint
 from .opening import auto_class, locate, weights_of
+from .packed import SparseLinear, swap
 from .slim import resize
 from .widths import remember
 
@@ -27,14 +30,14 @@ class _Source:
     """
 
     def __init__(self, path: Path, model: Any, dtype: torch.dtype) -> None:
-        self.path, self.dtype, self.files = path, dtype, _files(path)
+        self.stored, self.dtype = Checkpoint(path), dtype
         rules = get_model_conversion_mapping(model)
         renamings = [r for r in rules if isinstance(r, WeightRenaming)]
         stackings = [r for r in rules if isinstance(r, WeightConverter)]
         by_pattern = {pattern: r for r in stackings for pattern in r.source_patterns}
         mine = model.state_dict()
         self.made_of: dict[str, tuple[Any, list[tuple[str, str | None]]]] = {}
-        for key in sorted(self.files, key=_natural):
+        for key in sorted(self.stored.names, key=_natural):
             whole = rename_source_key(key, renamings, stackings, model.base_model_prefix, mine)
             plain = rename_source_key(key, [], [], model.base_model_prefix, mine)
             name, pattern = whole if whole[0] in mine else plain
@@ -42,8 +45,7 @@ class _Source:
             self.made_of.setdefault(name, (stacking, []))[1].append((key, pattern))
 
     def read(self, key: str) -> Tensor:
-        with safe_open(self.path / self.files[key], "pt") as opened:
-            tensor = opened.get_tensor(key)
+        tensor = self.stored.read(key)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def make(self, name: str, model: Any) -> Tensor:
@@ -56,18 +58,6 @@ class _Source:
             stacking.add_tensor(name, key, pattern, self.read(key))
         made = stacking.convert(name, model=model, config=model.config)[name]
         return made[0] if isinstance(made, list) else made
-
-
-def _files(path: Path) -> dict[str, str]:
-    """Which file holds which tensor."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    found: dict[str, str] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            found |= dict.fromkeys(opened.keys(), file.name)
-    return found
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -87,6 +77,7 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
     """
     place = Path(locate(path))
     config = AutoConfig.from_pretrained(place)
+    compressed_tensors.forget(config)
     told = getattr(config, "quantization_config", None) or {}
     if told and (told.get("quant_method") != "fewer" or told.get("sites")):
         raise ValueError(f"{path} is packed or quantised already; open it with open_model")
@@ -105,6 +96,22 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
     model.tie_weights()
     _sources[model] = source
     return model.eval().requires_grad_(False)
+
+
+def open_packed(path: str | Path, dtype: str = "float32") -> nn.Module:
+    """A checkpoint of another tool, whole: what it stores sparse in the place of an `nn.Linear` stays packed."""
+    model = open_lazily(path, dtype)
+    source, known = _source(model), model.state_dict().keys()
+    if unknown := [n for n in sorted(source.made_of) if n not in known and not n.endswith("inv_freq")]:
+        raise ValueError(f"{path} has weights that the model does not know: {', '.join(unknown[:3])}")
+    stored = source.stored
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in stored.foreign}
+    layouts = {n: stored.layout(f"{n}.weight") for n in sorted(linears)}
+    packs = {n: layout for n, layout in layouts.items() if not isinstance(layout, Dense)}
+    swap(model, {n: SparseLinear.from_linear(model.get_submodule(n), layout) for n, layout in packs.items()})
+    for name, _ in blocks(model):
+        materialise(model, name)
+    return model
 
 
 def materialise(model: nn.Module, block: str) -> None:
@@ -163,6 +170,8 @@ def _load(model: nn.Module, name: str, source: _Source) -> None:
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     home, _, leaf = name.rpartition(".")
     module = model.get_submodule(home)
+    if (old := getattr(module, leaf)).shape != tensor.shape:
+        raise ValueError(f"{name} is {tuple(tensor.shape)} in the checkpoint and {tuple(old.shape)} in the model")
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:

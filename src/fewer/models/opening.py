@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
+from . import compressed_tensors
+from .checkpoint import Checkpoint
 from .sites import every_site
 
 BUNDLED = Path(str(files("fewer.models") / "bundled"))
@@ -42,6 +45,14 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
     config = _config(place)
     if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fewer":
         from . import hub as hub  # teaches transformers to open what we packed
+    if told := compressed_tensors.told(config):
+        place = place if Path(place).is_dir() else snapshot_download(place)
+    if told or _foreign(place):
+        from .lazy import open_packed
+
+        model = open_packed(place, dtype).to(device)
+        check_finite(model)
+        return model, tokenizer_of(place)
     with _quiet(), weights_of(name_or_path):
         model, told = auto_class(config).from_pretrained(
             place,
@@ -55,6 +66,12 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
     model = model.to(device).eval().requires_grad_(False)
     check_finite(model)
     return model, tokenizer_of(place)
+
+
+def _foreign(place: str) -> bool:
+    """Whether another tool stored maps of this directory in a way of its own."""
+    with weights_of(place):
+        return Path(place).is_dir() and bool(Checkpoint(Path(place)).foreign)
 
 
 def locate(name_or_path: str | Path) -> str:

@@ -71,7 +71,7 @@ def plan(model: nn.Module, steps: Recipe) -> Plan:
 def _check(site: Site, amount: Budget | None) -> None:
     """What can be known of a site before any work. Weights that are still on disk are looked at when they are read."""
     if isinstance(site.module, SparseLinear):
-        raise ValueError(f"{site.name} is packed already; start from the dense model, or save with dense=True")
+        raise ValueError(f"{site.name} is packed already; start from the dense model, or save it with format='dense'")
     try:
         if amount:
             amount.check(*site.shape)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from fewer.core import Change
 from fewer.models import SparseLinear, open_model, restore, settle, shrink, sites, stored_dtype, swap, widths_of
 from fewer.models import settings as widths_said
+from fewer.models.hub import VERSION as HUB
 from fewer.models.hub import describe
 
 from . import slimming
 from .act import Applied
-from .pack import packed
+from .formats import find_format
 from .steps import VERSION, Recipe, check_version, recipe, to_yaml
 from .store import Store
 from .walk import Walk
@@ -28,27 +29,29 @@ PROBE_TOKENS, PROBE_KEPT = 64, 8
 BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens*", "added_tokens*", "chat_template*", "generation_config.json", "preprocessor_config.json")  # fmt: skip
 
 
-def save(applied: Applied, out: str | Path, force: bool = False, dense: bool = False) -> Path:
-    """Write the model so that `fewer.load(out)`, or transformers after `import fewer.models.hub`, gives it back.
+def save(applied: Applied, out: str | Path, force: bool = False, format: str = "packed") -> Path:
+    """Write the model so that `fewer.load(out)`, or transformers after `import fewer`, gives it back.
 
-    Packed weights are what survived and nothing else; `dense=True` writes plain tensors with zeros, which every tool
-    loads, and which save no byte. `ValueError` if `out` exists and `force` is not given.
+    `format`: `packed` is what survived and nothing else; `dense` is plain tensors with zeros, which every tool loads and
+    which save no byte; `sparse-bitmask` and `sparse-24-bitmask` are those of compressed-tensors up to 0.14. `ValueError`
+    if `out` exists and `force` is not given, `LookupError` for an unknown format.
     """
+    form = find_format(format)
     if applied.model is None:
         raise ValueError(f"this result is on disk already, at {applied.out}")
-    if dense and (given := next((n for n, s in applied.stored.items() if s.bias is not None), None)):
-        raise ValueError(
-            f"{given} was given a bias, which a plain checkpoint has no place for: save without dense=True"
-        )
+    if not form.holds_bias and (given := next((n for n, s in applied.stored.items() if _new_bias(s)), None)):
+        raise ValueError(f"{given} was given a bias, which {form.name!r} has no place for: save as 'packed'")
     model = applied.model
     store = Store(out, key="whole", force=force)
     touched = [s for step in applied.steps for s in sites(model, step.where)]
-    modules = {} if dense else packed(model, touched, applied.stored)
-    kept = slimming.kept(applied.stored)
+    modules, kept = form.modules(model, touched, applied.stored), slimming.kept(applied.stored)
     with shrunk(model, kept), swapped(model, modules):
-        store.tensors("model.safetensors", tensors_of(model, modules, stored_dtype(model)))
-        told = describe(model) | {"widths": widths_of(model) | {n: int(k.sum()) for n, k in kept.items()}}
-    write_rest(store, model, applied.steps, applied.changes, told, source_of(model))
+        tensors, told = form.encode(tensors_of(model, modules, stored_dtype(model)), touched)
+        told |= describe(model)["sites"]
+    store.tensors("model.safetensors", tensors)
+    sparse = form.describe(model, told, zeros(applied.changes))
+    widths = widths_of(model) | {name: int(k.sum()) for name, k in kept.items()}
+    write_rest(store, model, applied.steps, applied.changes, sparse, widths, source_of(model))
     if (ids := probe_ids(model)) is not None:
         write_probe(store, ids, Walk(model, ids).answer())
     applied.out = store.finish()
@@ -103,22 +106,40 @@ def write_probe(store: Store, ids: Tensor, answer: Tensor) -> None:
     store.tensors("probe.safetensors", {"ids": ids, "answer": answer[:, -PROBE_KEPT:].float()})
 
 
+def _new_bias(stored: Any) -> bool:
+    return getattr(stored, "bias", None) is not None
+
+
 def write_rest(
-    store: Store, model: nn.Module, steps: Recipe, changes: list[Change], sparse: dict[str, Any], source: Path | None
+    store: Store,
+    model: nn.Module,
+    steps: Recipe,
+    changes: list[Change],
+    sparse: dict[str, Any],
+    widths: dict[str, int],
+    source: Path | None,
 ) -> None:
-    """Everything but weights: configuration, the recipe and what it did, the tokenizer."""
-    plain, widths = widths_said(model, sparse.get("widths", {}))
+    """Everything but weights: configuration, the recipe and what it did, the tokenizer. `widths` are those of slimmed groups."""
+    plain, widths = widths_said(model, widths)
     settings = model.config.to_dict() | plain | {"dtype": str(stored_dtype(model)).removeprefix("torch.")}
     settings |= {"architectures": settings.get("architectures") or [type(model).__name__]}
     settings.pop("quantization_config", None)
-    if sparse.get("sites") or widths:
-        settings["quantization_config"] = {k: v for k, v in sparse.items() if k != "widths"}
-        settings["quantization_config"] |= {"widths": widths} if widths else {}
+    if widths or sparse:
+        settings["quantization_config"] = (sparse or {"quant_method": "fewer", "version": HUB, "sites": {}}) | (
+            {"widths": widths} if widths else {}
+        )
     store.text("config.json", json.dumps(settings, indent=2, default=str))
     note = {"version": VERSION, "recipe": to_yaml(steps), "changes": [asdict(c) for c in changes]}
     store.text("fewer.json", json.dumps(note, indent=1))
     for file in sorted({f for pattern in BESIDE for f in source.glob(pattern)}) if source else ():
         shutil.copyfile(file, store.path(file.name))
+
+
+def zeros(changes: Sequence[Change]) -> float:
+    """The share of the touched weights that is zero now."""
+    sizes = [c.bytes_before for c in changes]
+    kept = sum(c.kept * size for c, size in zip(changes, sizes, strict=True))
+    return 1 - kept / max(sum(sizes), 1)
 
 
 def source_of(model: nn.Module) -> Path | None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Change, budget
 from fewer.layout import find_layout, put_around
-from fewer.models import blocks, materialise, open_lazily, release, stored_dtype, widths_of
+from fewer.models import SparseLinear, blocks, materialise, open_lazily, release, stored_dtype, widths_of
+from fewer.models.foreign import decoded
 from fewer.models.hub import describe
 from fewer.models.loss import Loss
 from fewer.models.slim import resize
@@ -23,8 +24,8 @@ from fewer.models.slim import resize
 from . import slimming
 from .act import Applied, keep, walk_for
 from .engine import Plan, Progress, divide, plan, run
-from .pack import packed
-from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest
+from .formats import Format, find_format
+from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest, zeros
 from .steps import VERSION, Recipe, recipe
 from .store import Store, check_place
 from .walk import Device, Walk
@@ -36,7 +37,7 @@ def sparsify(
     data: Tensor | None = None,
     out: str | Path | None = None,
     force: bool = False,
-    dense: bool = False,
+    format: str = "packed",
     progress: Progress | None = None,
     device: Device = None,
     loss: Loss | None = None,
@@ -47,36 +48,40 @@ def sparsify(
     memory at a time, each finished block is on disk, and a killed run goes on where it was. The result appears whole.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids, needed by methods that ask for
-    statistics; `dense=True` writes plain tensors with zeros instead of packed ones. Blocks are brought to `device` one at
+    statistics; `format` is what `save` takes. Blocks are brought to `device` one at
     a time, and back. `loss(answer, data)`, a mean over windows, is what gradients are taken of; a language model has its
     own. In a process group (torchrun) the windows and the maps of a block are shared out, and the first process writes.
     """
-    todo, crew = recipe(steps), Crew.here()
+    todo, form, crew = recipe(steps), find_format(format), Crew.here()
     if out is not None:
         crew.first(lambda: check_place(out, force))
     if isinstance(model, nn.Module):
-        applied = keep(model, _plan(model, todo, dense), data, progress, device, loss)
+        applied = keep(model, _plan(model, todo, form), data, progress, device, loss)
         slimmed(applied)
         if out is not None:
-            applied.out = crew.first(lambda: save(applied, out, force, dense))
+            applied.out = crew.first(lambda: save(applied, out, force, format))
         return applied
     if out is None:
         raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
     lazy = open_lazily(str(model))
-    job = _Job(lazy, Path(model), _plan(lazy, todo, dense), data, Path(out), force, dense, crew)
+    job = _Job(lazy, Path(model), _plan(lazy, todo, form), data, Path(out), force, form, crew)
     return job.do(progress, device, loss)
 
 
-def _plan(model: nn.Module, todo: Recipe, dense: bool) -> Plan:
-    """What will be done; a plain checkpoint has no place for a bias that the architecture does not know."""
+def _plan(model: nn.Module, todo: Recipe, form: Format) -> Plan:
+    """What will be done, and can be written: not every format has a place for all that a step may leave."""
     found = plan(model, todo)
-    for task in found.tasks if dense else ():
+    for task in found.tasks:
+        if task.groups and not form.holds_widths:
+            raise ValueError(
+                f"'{task.step}' makes layers narrower, which {form.name!r} cannot say: write 'packed' or 'dense'"
+            )
         giving = next((c for c in task.step.correctors if c.gives_bias), None)  # type: ignore[attr-defined]
         site = next((s for s in task.sites if s.bias is None), None)
-        if giving and site:
+        if giving and site and not form.holds_bias:
             raise ValueError(
-                f"{site.name} has no bias, and a plain checkpoint has no place for the one that {giving.name} would "
-                "give it: save packed (without dense), or leave it out"
+                f"{site.name} has no bias, and {form.name!r} has no place for the one that {giving.name} would give it: "
+                "save as 'packed', or leave it out"
             )
     return found
 
@@ -92,10 +97,10 @@ class _Job:
         data: Tensor | None,
         out: Path,
         force: bool,
-        dense: bool,
+        form: Format,
         crew: Crew,
     ):
-        self.model, self.todo, self.data, self.dense, self.crew = model, todo, data, dense, crew
+        self.model, self.todo, self.data, self.form, self.crew = model, todo, data, form, crew
         self.names = [name for name, _ in blocks(model)]
         self.source, self.dtype = source, stored_dtype(model)
         self.store = crew.first(lambda: Store(out, self._key(), force))  # on one disk that all processes see
@@ -159,31 +164,42 @@ class _Job:
         self.applied.done(block, results)
         found = [s for t in self.todo.tasks for s in t.sites]
         stored = {change.site: stored for change, stored in results}
-        modules = {} if self.dense else packed(self.model, found, stored)
+        modules = self.form.modules(self.model, found, stored)
         inside = {n: m for n, m in modules.items() if n.startswith(f"{block}.")} if block else modules
         shard, note = self._files(block)
         kept = slimming.kept(stored)
         with shrunk(self.model, kept), swapped(self.model, inside):
-            told = describe(self.model) | {"widths": {n: int(k.sum()) for n, k in kept.items()}}
+            told = describe(self.model)["sites"]
             if block:
                 home = self.model.get_submodule(block)
                 local = {n.removeprefix(f"{block}."): m for n, m in inside.items()}
-                self.store.tensors(shard, _under(block, tensors_of(home, local, self.dtype)))
+                tensors = _under(block, tensors_of(home, local, self.dtype))
+            else:
+                tensors = self._outside(inside)
+        tensors, more = self.form.encode(tensors, found)
+        described = {"sites": told | more, "widths": {n: int(k.sum()) for n, k in kept.items()}}
+        self.store.tensors(shard, tensors)
         rows = [asdict(change) for change, _ in results]
-        self.store.text(note, json.dumps({"changes": rows, "described": told}))
+        self.store.text(note, json.dumps({"changes": rows, "described": described}))
         for row in rows:
             self.store.append("log.jsonl", row)
         self.applied.stored.clear()  # it is on disk now
+
+    def _outside(self, modules: dict[str, SparseLinear]) -> dict[str, Tensor]:
+        """What lies in no block: embeddings, norms, the head."""
+        inside = tuple(f"{name}." for name in self.names)
+        return {k: v for k, v in tensors_of(self.model, modules, self.dtype).items() if not k.startswith(inside)}
 
     def _skip(self, block: str, crew: Crew = ALONE) -> bool:
         """Put what an earlier run made of the block in place; False if there is no such thing."""
         shard, note = self._files(block)
         if not block or not crew.first(lambda: self.store.has(note)):
             return False
-        tensors = load_file(self.store.path(shard))
-        widths = self._note(block)["described"].get("widths", {})
-        self.narrow.append(resize(self.model, widths))
-        for name, told in self._note(block)["described"]["sites"].items():
+        tensors, described = decoded(load_file(self.store.path(shard))), self._note(block)["described"]
+        self.narrow.append(resize(self.model, described["widths"]))
+        for name, told in described["sites"].items():
+            if not told:
+                continue  # another tool's way, decoded above
             fields = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{name}.")}
             _put(self.model.get_submodule(name), {k.removeprefix(f"{name}."): v for k, v in fields.items()}, told)
         plain = {k.removeprefix(f"{block}."): v for k, v in tensors.items()}
@@ -196,18 +212,14 @@ class _Job:
     def _finish(self) -> tuple[list[Change], Path]:
         """The probe, the rest of the weights, the index, the configuration; then the whole takes its place."""
         self._probe()
-        inside = tuple(f"{name}." for name in self.names)
-        rest = {k: v for k, v in tensors_of(self.model, {}, self.dtype).items() if not k.startswith(inside)}
-        self.store.tensors(self._files("")[0], rest)
+        if not self.store.has(self._files("")[1]):
+            self.store.tensors(self._files("")[0], self._outside({}))
         self._index()
         notes = [self._note(block) for block in [*self.names, ""] if self.store.has(self._files(block)[1])]
         changes = [Change(**row) for note in notes for row in note["changes"]]
-        both = {
-            key: {k: v for n in notes for k, v in n["described"].get(key, {}).items()} for key in ("sites", "widths")
-        }
-        both["widths"] = widths_of(self.model) | both["widths"]
-        sparse = {**notes[0]["described"], **both}
-        write_rest(self.store, self.model, self.applied.steps, changes, sparse, self.source)
+        told, widths = ({k: v for n in notes for k, v in n["described"][key].items()} for key in ("sites", "widths"))
+        sparse, widths = self.form.describe(self.model, told, zeros(changes)), widths_of(self.model) | widths
+        write_rest(self.store, self.model, self.applied.steps, changes, sparse, widths, self.source)
         for file in (*self.store.partial.glob("block-*.json"), self.store.path("budgets.json")):
             file.unlink()
         return changes, self.store.finish()
@@ -223,7 +235,7 @@ class _Job:
 
     def _key(self) -> str:
         """Which job this is: a run with another model, recipe or data does not go on with its leavings."""
-        told = hashlib.sha256(f"{VERSION} {self.dense}".encode())
+        told = hashlib.sha256(f"{VERSION} {self.form.name}".encode())
         for file in (*sorted(self.source.glob("*.safetensors")), self.source / "config.json"):
             told.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
         told.update("\n".join(str(t.step) for t in self.todo.tasks).encode())

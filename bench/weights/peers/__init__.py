@@ -1,0 +1,1 @@
+"""One file for each other library, run by its own interpreter: it imports nothing of ours."""
