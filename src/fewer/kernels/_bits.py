@@ -35,17 +35,18 @@ class _Spreader:
     def __init__(self, context, builder, signature, args, ranked: bool):
         self.values, self.bytes = pointers(context, builder, signature, args, 1, 2)
         self.builder, self.kind, self.ranked = builder, signature.args[1].dtype, ranked
-        byte = ir.VectorType(ir.IntType(8), 8)
+        row = vector(I32, 8)
         rows = _by_rank() if ranked else _by_place()
-        made = ir.Constant(ir.ArrayType(byte, 256), [ir.Constant(byte, r) for r in rows])
+        made = ir.Constant(ir.ArrayType(row, 256), [ir.Constant(row, r) for r in rows])
         self.table = cgutils.global_constant(builder, "by_rank" if ranked else "by_place", made)
+        self.table.align = 32
         self.begin = args[3]
         self.next = cgutils.alloca_once_value(builder, self.begin)
         builder.store(self.begin, self.next)
         kind = ir.FunctionType(vector(F32, 8), [vector(F32, 8), vector(I32, 8)])
         self.permute = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.permps")
 
-    def __call__(self, i):
+    def __call__(self, i, ask=True):
         builder, lanes = self.builder, 8 if self.ranked else 4
         byte = builder.load(builder.gep(self.bytes, [i]))
         if self.ranked:
@@ -53,12 +54,12 @@ class _Spreader:
             builder.store(builder.add(here, builder.zext(builder.ctpop(byte), I64)), self.next)
         else:
             here = builder.add(self.begin, builder.mul(i, ir.Constant(I64, 4)))
-        fetch(builder, self.values, _plus(builder, here, AHEAD * 8 // self.kind.bitwidth))
+        if ask:
+            fetch(builder, self.values, _plus(builder, here, AHEAD * 8 // self.kind.bitwidth))
         stored = widened(builder, load(builder, self.values, here, self.values.type.pointee, lanes), lanes, self.kind)
         if lanes == 4:
-            stored = builder.shuffle_vector(stored, stored, ir.Constant(vector(I32, 8), [0, 1, 2, 3] * 2))
-        order = builder.load(builder.gep(self.table, [ir.Constant(I64, 0), builder.zext(byte, I64)]), align=8)
-        order = builder.sext(order, vector(I32, 8))
+            stored = builder.shuffle_vector(stored, ir.Constant(stored.type, ir.Undefined), ir.Constant(vector(I32, 8), [*range(8)]))
+        order = builder.load(builder.gep(self.table, [ir.Constant(I64, 0), builder.zext(byte, I64)]), align=32)
         absent = builder.icmp_signed("<", order, ir.Constant(vector(I32, 8), [0] * 8))
         moved = builder.call(self.permute, [stored, order])
         return builder.select(absent, ir.Constant(vector(F32, 8), [0.0] * 8), moved)
@@ -82,7 +83,7 @@ def bit_dot(typing, x, value, mask, begin, count, out, token, row, tokens, ranke
         def body(i, unroll=unroll):
             for u in range(unroll):
                 here = _plus(builder, i, u)
-                weight, start = spread_byte(here), builder.mul(here, ir.Constant(I64, 8))
+                weight, start = spread_byte(here, u == 0), builder.mul(here, ir.Constant(I64, 8))
                 yield from ((weight, load(builder, xs, builder.add(f, start), F32, 8)) for f in from_x)
 
         middle = builder.sub(count, builder.srem(count, ir.Constant(I64, unroll)))

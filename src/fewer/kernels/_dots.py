@@ -76,7 +76,7 @@ def tile_dot(typing, x, value, column, begin, end, out, token, at, rows, tokens)
                 t = _plus(builder, i, u)
                 column = builder.zext(builder.load(builder.gep(columns, [t])), I64)
                 where = builder.mul(t, ir.Constant(I64, height))
-                if batch == 1:
+                if batch == 1 and u * height * kind.bitwidth % 512 == 0:  # once a cache line
                     fetch(builder, values, _plus(builder, where, AHEAD * 8 // kind.bitwidth))
                 weight = widened(builder, load(builder, values, where, values.type.pointee, height), height, kind)
                 for b in range(batch):

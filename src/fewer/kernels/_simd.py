@@ -5,6 +5,8 @@ Small number types arrive as integers: uint16 is bfloat16, int16 is float16, int
 """
 
 import contextlib
+import ctypes
+import pathlib
 
 import numba
 import numpy as np
@@ -19,6 +21,15 @@ from torch import Tensor
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 FAST = ("fast",)
 PERMUTES = bool(get_host_cpu_features().get("avx2"))  # bits are spread by an instruction of x86
+
+
+def _share_threads() -> None:
+    """Let numba find the OpenMP that came with torch: of two pools, the idle one would spin on the other's cores."""
+    for file in (pathlib.Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+
+
+_share_threads()
 
 
 def view(t: Tensor) -> np.ndarray:
