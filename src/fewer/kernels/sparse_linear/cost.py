@@ -32,12 +32,17 @@ class Product:
 
 def seconds(backend: str, x: Tensor, w: Layout, bias: Tensor | None = None) -> dict[str, float]:
     """Estimates for `cpu` or `gpu`, for `dense` (unpacked at each call) and, to compare, for a weight never packed."""
+    found = kind(x, w, bias)
+    return {} if found is None else estimate(found)
+
+
+def kind(x: Tensor, w: Layout, bias: Tensor | None = None) -> Product | None:
+    """The sizes of these arguments; None for a layout without values."""
     value: Tensor | None = getattr(w, "value", None)
     if value is None:
-        return {}
+        return None
     rows, cols = w.shape
-    batch = x.numel() // max(cols, 1)
-    return estimate(Product(w.name, rows, cols, value.numel(), value.dtype, x.dtype, batch, x.is_cuda))
+    return Product(w.name, rows, cols, value.numel(), value.dtype, x.dtype, x.numel() // max(cols, 1), x.is_cuda)
 
 
 def estimate(p: Product) -> dict[str, float]:
@@ -55,9 +60,10 @@ def estimate(p: Product) -> dict[str, float]:
     if table and p.dtype != torch.float64 and (not p.cuda or p.batch <= MOST_ON_GPU):
         a, b = at_batch(table, p.batch)
         out["gpu" if p.cuda else "cpu"] = costs["launch"] + a * p.kept + b * p.places
-    if p.layout == "dense":
-        return {"dense": product}
-    if unpack := measured.get("unpack"):
+    unpack = measured.get("unpack")
+    if p.layout == "dense" and (p.stored == p.dtype or not unpack):
+        return out | {"dense": product}
+    if unpack:
         out["dense"] = product + unpack[0] * p.kept + unpack[1] * p.places
     return out | {"never packed": product}
 
