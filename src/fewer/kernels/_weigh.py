@@ -63,7 +63,7 @@ def weigh(w: Layout, tokens: int = 1, dtype: torch.dtype = torch.float32) -> Wei
     read = _bandwidth(cuda)
     mine = seconds_of(Product(w.name, rows, cols, value.numel(), value.dtype, dtype, tokens, cuda))
     plain = Product("dense", rows, cols, rows * cols, torch.int8, dtype, tokens, cuda)
-    dense = rows * cols / read if cuda and read else 0.0 if cuda else seconds_of(plain)
+    dense = (rows * cols / read if read else 0.0) if cuda else seconds_of(plain)
     bits, floor = 8 * w.bytes / max(rows * cols, 1), w.bytes / read if read else 0.0
     return Weighed(w.name, bits, floor, mine, "fp8" if cuda else "int8", dense)
 
