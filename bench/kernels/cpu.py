@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -71,16 +71,17 @@ def dense(w: torch.Tensor, x: torch.Tensor, count: int) -> dict[str, list]:
     return out
 
 
-def linear(rows: int, cols: int, rounds: int, read: float, densities: Sequence[float]) -> list[dict]:
+def linear(rows: int, cols: int, rounds: int, read: float, densities: Sequence[float], batches: Sequence[int]) -> Iterator[list[dict]]:
     """sparse_linear at each density and batch, beside torch."""
-    w, out = torch.randn(rows, cols), []
+    w = torch.randn(rows, cols)
     ours = kernels.load("sparse_linear", "cpu")
     for density in densities:
         layouts = packed(w, density)
         count = max(1, min(4, -(-2 * cache_bytes() // (sum(v.bytes for v in layouts.values()) + w.numel() * 7))))
         rotated = {name: copies(v, count) for name, v in layouts.items()}
         csr32 = copies(Csr.pack(w, layouts["csr bfloat16"].keep()).to_torch(), count) if density < 1 else []
-        for batch in BATCHES:
+        for batch in batches:
+            out = []
             x = torch.randn(batch, cols)
             calls = dense(w, x, count)
             size = {"torch float32": w.numel() * 4, "torch bfloat16": w.numel() * 2, "torch qint8": w.numel()}
@@ -96,14 +97,14 @@ def linear(rows: int, cols: int, rounds: int, read: float, densities: Sequence[f
                 bound = size[name] / read
                 what = dict(op="sparse_linear", rows=rows, cols=cols, density=density, batch=batch, name=name)
                 out.append(what | t | {"bytes": size[name], "of_bound": bound / t["seconds"]})
+            yield out
             print(f"  sparse_linear {density:.0%} batch {batch}: {len(calls)} candidates", flush=True)
         calls = {name: [partial(_unpack, v) for v in same] for name, same in rotated.items()}
-        for name, t in interleaved(calls, 5).items():
-            out.append(dict(op="unpack", rows=rows, cols=cols, density=density, batch=0, name=name) | t)
-    if 0.5 not in densities:
-        return out
+        times = interleaved(calls, 3)
+        where = dict(op="unpack", rows=rows, cols=cols, density=density, batch=0)
+        yield [where | {"name": name} | t for name, t in times.items()]
     tiny = {name: [partial(ours, torch.randn(1, 16), v)] for name, v in packed(torch.randn(16, 16), 0.5).items()}
-    return out + [dict(op="launch", name=name) | t for name, t in interleaved(tiny, 200).items()]
+    yield [dict(op="launch", name=name) | t for name, t in interleaved(tiny, 200).items()]
 
 
 def _unpack(layout: Layout) -> torch.Tensor:
@@ -157,8 +158,8 @@ def table(rows: list[dict]) -> Table:
 def merge(path: pathlib.Path, here: dict, done: list[dict]) -> None:
     """Put these lines in the place of those of the same parts; the bandwidth is the best that was seen."""
     old = json.loads(path.read_text()) if path.exists() else {"machine": here, "results": []}
-    new = {(r["op"], r.get("density")) for r in done}
-    results = [r for r in old["results"] if (r["op"], r.get("density")) not in new] + done
+    new = {(r["op"], r.get("density"), r.get("batch")) for r in done}
+    results = [r for r in old["results"] if (r["op"], r.get("density"), r.get("batch")) not in new] + done
     speed = "read_bytes_per_second"
     machine_now = here | {speed: max(here[speed], old["machine"][speed])}
     path.write_text(json.dumps({"machine": machine_now, "results": results}, indent=1) + "\n")
@@ -168,19 +169,26 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--quick", action="store_true", help="small shapes, few rounds, nothing written: does it run?")
     parse.add_argument("--rounds", type=int, default=25)
+    parse.add_argument("--batches", type=int, nargs="*", default=BATCHES)
     parse.add_argument("parts", nargs="*", default=[*map(str, DENSITIES), "top_k"])
     args = parse.parse_args()
     begin, rounds = time.time(), 5 if args.quick else args.rounds
     rows, cols = (512, 256) if args.quick else (8192, 4096)
     here = machine() | {"read_bytes_per_second": read_bandwidth()}
     print(here, flush=True)
-    with torch.no_grad():
-        done = linear(rows, cols, rounds, here["read_bytes_per_second"], [d for d in DENSITIES if str(d) in args.parts])
-        done += top_k(rounds, 64 if args.quick else 1) if "top_k" in args.parts else []
-    Console(width=120).print(table(done))
     path = HERE / f"cpu-{str(here['vectors']).lower()}-{here['threads']}t.json"
+    HERE.mkdir(exist_ok=True)
+    with torch.no_grad():
+        done = []
+        densities = [d for d in DENSITIES if str(d) in args.parts]
+        for lines in linear(rows, cols, rounds, here["read_bytes_per_second"], densities, args.batches):
+            done += lines
+            if not args.quick:
+                merge(path, here, lines)
+        if "top_k" in args.parts:
+            done += top_k(rounds, 64 if args.quick else 1)
+    Console(width=120).print(table(done))
     if not args.quick:
-        HERE.mkdir(exist_ok=True)
         merge(path, here, done)
     best = {f"{r['density']:.0%} batch {r['batch']} {r['name']}": round(r["times_torch"], 2)
             for r in done if r["op"] == "sparse_linear" and "tiles" in r["name"]}  # fmt: skip
