@@ -1,10 +1,15 @@
-"""Time sparse_linear and top_k on this CPU against torch: `python -m bench.kernels.cpu [--quick]`."""
+"""Time sparse_linear and top_k on this CPU against torch: `python -m bench.kernels.cpu [--quick] [PART ...]`.
+
+A part is a density of 1.0, 0.5, 0.3 and 0.1, or top_k; each takes a minute or so and takes the place of its old lines in
+the results, so that a busy machine can be kept quiet for one at a time.
+"""
 
 import argparse
 import json
 import pathlib
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +18,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 import fewer.kernels as kernels
-from fewer.layout import Bitmask, Csr, Layout, Nm, Tiles
+from fewer.layout import Bitmask, Csr, Dense, Layout, Nm, Tiles
 
 from ._measure import cache_bytes, copies, interleaved, machine, read_bandwidth
 
@@ -30,6 +35,7 @@ def packed(w: torch.Tensor, density: float) -> dict[str, Layout]:
     tall = (torch.rand(rows // 16, cols, generator=make) < density).repeat_interleave(16, 0)
     small = w.bfloat16()
     out: dict[str, Layout] = {
+        "dense bfloat16": Dense(small),
         "csr bfloat16": Csr.pack(small, keep),
         "bitmask bfloat16": Bitmask.pack(small, keep),
         "tiles bfloat16": Tiles.pack(small, tall, height=16),
@@ -40,7 +46,8 @@ def packed(w: torch.Tensor, density: float) -> dict[str, Layout]:
         rank = torch.rand(rows, cols // 4, 4, generator=make).argsort(-1)
         out["nm bfloat16"] = Nm.pack(small, (rank < 2).reshape(rows, cols), m=4)
     if density == 1.0:
-        del out["csr bfloat16"]
+        whole = Dense((w * 30).clamp(-127, 127).to(torch.int8))
+        return {"dense bfloat16": Dense(small), "dense float32": Dense(w), "dense int8": whole}
     return out
 
 
@@ -64,16 +71,17 @@ def dense(w: torch.Tensor, x: torch.Tensor, count: int) -> dict[str, list]:
     return out
 
 
-def linear(rows: int, cols: int, rounds: int, read: float) -> list[dict]:
+def linear(rows: int, cols: int, rounds: int, read: float, densities: Sequence[float], batches: Sequence[int]) -> Iterator[list[dict]]:
     """sparse_linear at each density and batch, beside torch."""
-    w, out = torch.randn(rows, cols), []
+    w = torch.randn(rows, cols)
     ours = kernels.load("sparse_linear", "cpu")
-    for density in DENSITIES:
+    for density in densities:
         layouts = packed(w, density)
         count = max(1, min(4, -(-2 * cache_bytes() // (sum(v.bytes for v in layouts.values()) + w.numel() * 7))))
         rotated = {name: copies(v, count) for name, v in layouts.items()}
-        csr32 = copies(Csr.pack(w, layouts["tiles float32"].keep()).to_torch(), count) if density < 1 else []
-        for batch in BATCHES:
+        csr32 = copies(Csr.pack(w, layouts["csr bfloat16"].keep()).to_torch(), count) if density < 1 else []
+        for batch in batches:
+            out = []
             x = torch.randn(batch, cols)
             calls = dense(w, x, count)
             size = {"torch float32": w.numel() * 4, "torch bfloat16": w.numel() * 2, "torch qint8": w.numel()}
@@ -81,18 +89,26 @@ def linear(rows: int, cols: int, rounds: int, read: float) -> list[dict]:
                 calls[name], size[name] = [partial(ours, x, c) for c in same], layouts[name].bytes
             if csr32:
                 across = x.T.contiguous()
-                calls["torch csr int32"] = [partial(torch.mm, c, across) for c in csr32]
+                calls["torch csr int32"] = [
+                    partial(torch.mm, c, across) if batch > 1 else partial(torch.mv, c, x[0]) for c in csr32
+                ]
                 size["torch csr int32"] = int(w.numel() * density) * 8
-            for name, t in interleaved(calls, rounds).items():
+            for name, t in interleaved(calls, rounds, limit=7).items():
                 bound = size[name] / read
                 what = dict(op="sparse_linear", rows=rows, cols=cols, density=density, batch=batch, name=name)
                 out.append(what | t | {"bytes": size[name], "of_bound": bound / t["seconds"]})
+            yield out
             print(f"  sparse_linear {density:.0%} batch {batch}: {len(calls)} candidates", flush=True)
-        calls = {name: [v.dense for v in same] for name, same in rotated.items()}
-        for name, t in interleaved(calls, 5).items():
-            out.append(dict(op="unpack", rows=rows, cols=cols, density=density, batch=0, name=name) | t)
+        calls = {name: [partial(_unpack, v) for v in same] for name, same in rotated.items()}
+        times = interleaved(calls, 3)
+        where = dict(op="unpack", rows=rows, cols=cols, density=density, batch=0)
+        yield [where | {"name": name} | t for name, t in times.items()]
     tiny = {name: [partial(ours, torch.randn(1, 16), v)] for name, v in packed(torch.randn(16, 16), 0.5).items()}
-    return out + [dict(op="launch", name=name) | t for name, t in interleaved(tiny, 200).items()]
+    yield [dict(op="launch", name=name) | t for name, t in interleaved(tiny, 200).items()]
+
+
+def _unpack(layout: Layout) -> torch.Tensor:
+    return layout.dense().float()  # what a CPU without bfloat16 units multiplies
 
 
 def top_k(rounds: int, part: int) -> list[dict]:
@@ -139,22 +155,41 @@ def table(rows: list[dict]) -> Table:
     return view
 
 
+def merge(path: pathlib.Path, here: dict, done: list[dict]) -> None:
+    """Put these lines in the place of those of the same parts; the bandwidth is the best that was seen."""
+    old = json.loads(path.read_text()) if path.exists() else {"machine": here, "results": []}
+    new = {(r["op"], r.get("density"), r.get("batch")) for r in done}
+    results = [r for r in old["results"] if (r["op"], r.get("density"), r.get("batch")) not in new] + done
+    speed = "read_bytes_per_second"
+    machine_now = here | {speed: max(here[speed], old["machine"][speed])}
+    path.write_text(json.dumps({"machine": machine_now, "results": results}, indent=1) + "\n")
+
+
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--quick", action="store_true", help="small shapes, few rounds, nothing written: does it run?")
     parse.add_argument("--rounds", type=int, default=25)
+    parse.add_argument("--batches", type=int, nargs="*", default=BATCHES)
+    parse.add_argument("parts", nargs="*", default=[*map(str, DENSITIES), "top_k"])
     args = parse.parse_args()
     begin, rounds = time.time(), 5 if args.quick else args.rounds
     rows, cols = (512, 256) if args.quick else (8192, 4096)
     here = machine() | {"read_bytes_per_second": read_bandwidth()}
     print(here, flush=True)
-    with torch.no_grad():
-        done = linear(rows, cols, rounds, here["read_bytes_per_second"]) + top_k(rounds, 64 if args.quick else 1)
-    Console(width=120).print(table(done))
     path = HERE / f"cpu-{str(here['vectors']).lower()}-{here['threads']}t.json"
+    HERE.mkdir(exist_ok=True)
+    with torch.no_grad():
+        done = []
+        densities = [d for d in DENSITIES if str(d) in args.parts]
+        for lines in linear(rows, cols, rounds, here["read_bytes_per_second"], densities, args.batches):
+            done += lines
+            if not args.quick:
+                merge(path, here, lines)
+        if "top_k" in args.parts:
+            done += top_k(rounds, 64 if args.quick else 1)
+    Console(width=120).print(table(done))
     if not args.quick:
-        HERE.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"machine": here, "results": done}, indent=1) + "\n")
+        merge(path, here, done)
     best = {f"{r['density']:.0%} batch {r['batch']} {r['name']}": round(r["times_torch"], 2)
             for r in done if r["op"] == "sparse_linear" and "tiles" in r["name"]}  # fmt: skip
     last = {"seconds": round(time.time() - begin), "written": "" if args.quick else path.name, "times_torch": best}

@@ -29,10 +29,11 @@ def profile(found: dict) -> tuple[str, dict]:
     for r in results:
         layout, _, stored = r["name"].partition(" ")
         stored = stored or r.get("stored", "")
-        if r["op"] == "sparse_linear" and r["name"] in ("torch float32", "torch bfloat16", "torch dense"):
+        if r["op"] == "sparse_linear" and r["name"] in ("torch float32", "torch bfloat16", "torch qint8", "torch dense"):
             kind = r["stored"] if r["name"] == "torch dense" else stored
             linear[kind].setdefault(str(r["batch"]), []).append((r["seconds"] - launch) / (r["rows"] * r["cols"]))
         elif r["op"] in ("sparse_linear", "unpack") and layout != "torch":
+            r = r | {"density": 1.0} if layout == "dense" else r
             groups[layout, "unpack" if r["op"] == "unpack" else stored, str(r["batch"])].append(r)
     layouts: dict = defaultdict(dict)
     for (layout, stored, batch), rows in groups.items():

@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 _FACE = {
     "apply": "recipe",
     "sparsify": "recipe",
+    "fast": "recipe.fast",
     "load": "recipe",
     "save": "recipe",
     "frontier": "recipe.frontier",

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import pkgutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_inside: weakref.WeakKeyDictionary[Any, tuple[Tensor, ...]] = weakref.WeakKeyDictionary()  # of frozen layouts
 _forced: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
@@ -64,6 +66,7 @@ def missing(backend: str) -> str | None:
     return None
 
 
+@lru_cache
 def load(op: str, backend: str) -> Callable[..., Any]:
     """The function of `decode` on `gpu`; imports numba or Triton only when asked."""
     if backend not in backends(op):
@@ -98,8 +101,13 @@ def cheapest(op: str, backend: str, seconds: dict[str, float], reason: str = "")
 
 
 def run(op: str, *args: Any) -> Any:
-    """Plan and do it."""
-    return load(op, plan(op, *args).backend)(*args)
+    """Plan and do it. What was chosen for arguments of one kind is remembered."""
+    if (forced := _forced.get()) is not None:
+        return load(op, forced)(*args)
+    backend = _by_device(args)[0]
+    if backend != "ref" and (kind := _kind(op)):
+        backend = _cheapest(op, backend, kind(*args))
+    return load(op, backend if backend in backends(op) else "ref")(*args)
 
 
 def tensors_of(args: Any) -> Iterator[Tensor]:
@@ -108,7 +116,9 @@ def tensors_of(args: Any) -> Iterator[Tensor]:
         if isinstance(a, Tensor):
             yield a
         elif is_dataclass(a):
-            yield from tensors_of([getattr(a, f.name) for f in fields(a)])
+            if a not in _inside:
+                _inside[a] = tuple(tensors_of([getattr(a, f.name) for f in fields(a)]))
+            yield from _inside[a]
 
 
 def _by_device(args: Any) -> tuple[str, str]:
@@ -129,6 +139,21 @@ def _estimator(op: str) -> Callable[..., dict[str, float]] | None:
     if importlib.util.find_spec(f"fewer.kernels.{op}.cost") is None:
         return None
     return importlib.import_module(f"fewer.kernels.{op}.cost").seconds
+
+
+@lru_cache
+def _kind(op: str) -> Callable[..., Any] | None:
+    """What of the arguments decides, by the operation's `cost.py`: hashable."""
+    if importlib.util.find_spec(f"fewer.kernels.{op}.cost") is None:
+        return None
+    return importlib.import_module(f"fewer.kernels.{op}.cost").kind
+
+
+@lru_cache(maxsize=4096)
+def _cheapest(op: str, backend: str, kind: Any) -> str:
+    """The name of what `plan` chooses for arguments of this kind."""
+    seconds = importlib.import_module(f"fewer.kernels.{op}.cost").estimate(kind) if kind is not None else {}
+    return cheapest(op, backend, seconds).backend
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fewer.layout import Bitmask, Bsr, Csr, Dense, Gaps, Layout, Nm, Tiles
 
 #        rows, cols, batch shape
-SHAPES = ((1, 1, (1,)), (3, 129, (3,)), (16, 300, ()), (17, 64, (2, 2)), (48, 128, (17,)))
+SHAPES = ((1, 1, (1,)), (3, 129, (3,)), (16, 300, ()), (17, 64, (2, 2)), (48, 128, (17,)), (32, 132, (128,)))
 
 
 def cases(dtype: torch.dtype, device: str) -> Iterator[tuple]:

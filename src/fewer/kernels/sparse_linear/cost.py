@@ -32,15 +32,22 @@ class Product:
 
 def seconds(backend: str, x: Tensor, w: Layout, bias: Tensor | None = None) -> dict[str, float]:
     """Estimates for `cpu` or `gpu`, for `dense` (unpacked at each call) and, to compare, for a weight never packed."""
+    found = kind(x, w, bias)
+    return {} if found is None else estimate(found)
+
+
+def kind(x: Tensor, w: Layout, bias: Tensor | None = None) -> Product | None:
+    """The sizes of these arguments; None for a layout without values."""
     value: Tensor | None = getattr(w, "value", None)
     if value is None:
-        return {}
+        return None
     rows, cols = w.shape
     batch = x.numel() // max(cols, 1)
     name = w.name
     if isinstance(w, Quantised) and row_scale(w) is not None and not x.is_cuda:
         name = w.pattern.name  # the kernel of the codes runs
-    return estimate(Product(name, rows, cols, w.count, value.dtype, x.dtype, batch, x.is_cuda))
+    count = w.count if isinstance(w, Quantised) else value.numel()
+    return Product(name, rows, cols, count, value.dtype, x.dtype, batch, x.is_cuda)
 
 
 def row_scale(w: Layout) -> Tensor | None:
@@ -65,9 +72,10 @@ def estimate(p: Product) -> dict[str, float]:
     if table and p.dtype != torch.float64 and (not p.cuda or p.batch <= MOST_ON_GPU):
         a, b = at_batch(table, p.batch)
         out["gpu" if p.cuda else "cpu"] = costs["launch"] + a * p.kept + b * p.places
-    if p.layout == "dense":
-        return {"dense": product}
-    if unpack := measured.get("unpack"):
+    unpack = measured.get("unpack")
+    if p.layout == "dense" and (p.stored == p.dtype or not unpack):
+        return out | {"dense": product}
+    if unpack:
         out["dense"] = product + unpack[0] * p.kept + unpack[1] * p.places
     return out | {"never packed": product}
 

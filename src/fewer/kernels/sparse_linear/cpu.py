@@ -1,5 +1,8 @@
 """sparse_linear with numba: stored small, widened in registers, summed in float32; a thread owns its rows."""
 
+import weakref
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -13,82 +16,106 @@ from .cost import row_scale
 
 FEW = 8  # tokens: beyond, unpacking once for the vendor's product costs less
 HEIGHTS = (4, 8, 16, 32)  # tiles that fill vectors
+Product = Callable[[Tensor], np.ndarray]
+_products: weakref.WeakKeyDictionary[Layout, dict[int, Product | None]] = weakref.WeakKeyDictionary()
 
 
 def sparse_linear(
     x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None
 ) -> Float[Tensor, "*b n_out"]:
     rows = x.detach().reshape(-1, x.shape[-1]).float()
-    with threads():
-        out = None if x.dtype == torch.float64 or not rows.numel() else _multiply(rows, w)
-    if out is None:
+    batch = 0 if x.dtype == torch.float64 or not rows.numel() else len(rows)
+    known = _products.setdefault(w, {})
+    if batch not in known:
+        known[batch] = _product(w, batch) if batch else None
+    if (product := known[batch]) is None:
         return dense.sparse_linear(x, w, bias)
+    with threads():
+        out = torch.from_numpy(product(rows.contiguous())[:batch])
     if bias is not None:
         out += bias
-    return out.to(x.dtype).reshape(*x.shape[:-1], w.shape[0])
+    return out.to(x.dtype).view(*x.shape[:-1], w.shape[0])
 
 
-def _multiply(x: Tensor, w: Layout) -> Tensor | None:
-    """`x @ w.T` in float32; None where there is no kernel."""
-    batch = len(x)
+def _product(w: Layout, batch: int) -> Product | None:
+    """`x -> x @ w.T` for so many tokens, the stored arrays bound; None where there is no kernel.
+
+    The views are taken once: what is written into the layout's tensors later is seen, their replacement is another layout.
+    """
+    if any(not t.is_contiguous() or t.dtype == torch.float64 for t in w.tensors().values()):
+        return None
+    rows = w.shape[0]
     match w:
+        case Dense(value=value) if value.ndim == 2:
+            return _whole(_cpu.dense, rows, view(value))
         case Tiles(height=height) if height in HEIGHTS:
-            across = _columns(x, 1 if batch == 1 else 4)
-            out = np.empty((across.shape[1], w.shape[0]), np.float32)
-            _cpu.tiles(height)(across, view(w.value), view(w.column), view(w.start), out)
-            return torch.from_numpy(out[:batch])
+            tokens = 1 if batch == 1 else 6 if -batch % 6 <= -batch % 4 else 4
+            return _panels(_cpu.tiles(height), rows, tokens, view(w.value), view(w.column), view(w.start))
         case Csr() if batch == 1:
-            out = np.empty((1, w.shape[0]), np.float32)
-            _cpu.csr_one(x[0].contiguous().numpy(), view(w.value), view(w.column), view(w.start), out[0])
-            return torch.from_numpy(out)
+            return _whole(_cpu.csr_one, rows, view(w.value), view(w.column), view(w.start))
         case Csr():
-            across = _columns(x, 8)
-            turned = np.empty((w.shape[0], across.shape[1]), np.float32)
-            _cpu.csr(across, view(w.value), view(w.column), view(w.start), turned)
-            return torch.from_numpy(turned).T[:batch].contiguous()
-        case Bitmask() | Nm() if PERMUTES and w.value.numel() >= 8 and getattr(w, "m", 2) > 1:
-            return _bitwise(x, w)
+            tokens = 4 if batch <= 8 else 16
+            return _panels(_cpu.csr, rows, tokens, view(w.value), view(w.column), view(w.start))
+        case Bitmask() if PERMUTES:
+            run = _cpu.bitmask if batch <= 4 else _cpu.bitmask_unpacked
+            return _whole(run, rows, view(w.value), view(w.mask), view(w.start))
+        case Nm(n=2, m=4) if PERMUTES and batch <= 4:
+            return _whole(_cpu.two_four, rows, view(w.value).reshape(-1), view(w.place))
+        case Nm() if PERMUTES and w.n and w.m > 1:
+            value, bits = view(w.value).reshape(-1), (w.m - 1).bit_length()
+            return _whole(_cpu.nm_unpacked, rows, value, view(w.place), w.n, w.m, bits)
         case Quantised() if (scale := row_scale(w)) is not None:
-            product = _multiply(x, w.codes())
-            return None if product is None else product * scale.float().T
+            return _scaled(_product(w.codes(), batch), scale.float().T.contiguous().numpy())
         case Quantised(pattern=Dense()) | Spqr(body=Quantised(pattern=Dense())) if batch <= FEW:
-            return _unpacked(x, w)
+            return _unpacked(w)
         case _:
             return None
 
 
-def _unpacked(x: Tensor, w: Quantised | Spqr) -> Tensor:
+def _scaled(codes: Product | None, scale: np.ndarray) -> Product | None:
+    return None if codes is None else lambda x: codes(x) * scale
+
+
+def _unpacked(w: Quantised | Spqr) -> Product:
     """Codes for every weight, and those that stand in the place of a few of them."""
     body = w.body if isinstance(w, Spqr) else w
     scale, zero = body.grid.tables()
-    outlier = w.outlier if isinstance(w, Spqr) else Csr.pack(x[:0], x[:0] != 0)
+    none = torch.zeros(0, len(scale))
+    outlier = w.outlier if isinstance(w, Spqr) else Csr.pack(none, none != 0)
     start = outlier.start if isinstance(w, Spqr) else outlier.start.new_zeros(len(scale) + 1)
     value = body.value.view(torch.uint8) + 128 if body.bits == 8 else body.value
-    out = np.empty((len(x), len(scale)), np.float32)
     given = (value.flatten(), body.bits, scale, zero, outlier.value.float(), outlier.column, start)
-    _codes.codes(x.contiguous().numpy(), *(g if isinstance(g, int) else view(g) for g in given), out)
-    return torch.from_numpy(out)
+    stored = [g if isinstance(g, int) else view(g) for g in given]
+
+    def product(x: Tensor) -> np.ndarray:
+        out = np.empty((len(x), len(scale)), np.float32)
+        _codes.codes(x.numpy(), *stored, out)
+        return out
+
+    return product
 
 
-def _bitwise(x: Tensor, w: Bitmask | Nm) -> Tensor:
-    """Layouts whose survivors are bits of eight columns."""
-    more = 0 if len(x) == 1 else -len(x) % (4 if len(x) <= 4 else 8)
-    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 8, 0, more)).contiguous().numpy()
-    out = np.empty((len(padded), w.shape[0]), np.float32)
-    if isinstance(w, Bitmask):
-        _cpu.bitmask(padded, view(w.value), view(w.mask), view(w.start), out)
-    else:
-        bits = (w.m - 1).bit_length()
-        _cpu.nm(padded, view(w.value).reshape(-1), view(w.place), w.n, w.m, bits, _TWO_FOUR, out)
-    return torch.from_numpy(out[: len(x)])
+def _whole(run: Callable[..., None], rows: int, *stored: object) -> Product:
+    """A loop that takes x as it is; two or three tokens are made four."""
+
+    def product(x: Tensor) -> np.ndarray:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 4 - len(x))) if 1 < len(x) < 4 else x
+        out = np.empty((len(x), rows), np.float32)
+        run(x.numpy(), *stored, out)
+        return out
+
+    return product
 
 
-# a byte holds the places of four 2:4 weights: two in each half of eight columns
-_TWO_FOUR = np.array(
-    [1 << (p & 3) | 1 << (p >> 2 & 3) | 16 << (p >> 4 & 3) | 16 << (p >> 6) for p in range(256)], np.uint8
-)
+def _panels(run: Callable[..., None], rows: int, tokens: int, *stored: object) -> Product:
+    """A loop that takes x as [panels, in, tokens], the last panel padded: the inputs that one weight meets are neighbours."""
 
+    def product(x: Tensor) -> np.ndarray:
+        short = -len(x) % tokens
+        x = torch.nn.functional.pad(x, (0, 0, 0, short)) if short else x
+        across = x.view(-1, tokens, x.shape[1]).mT.contiguous()
+        out = np.empty((len(x), rows), np.float32)
+        run(across.numpy(), *stored, out)
+        return out
 
-def _columns(x: Tensor, multiple: int) -> np.ndarray:
-    """x as [in, batch], the batch padded: the inputs that one weight meets are neighbours."""
-    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % multiple)).T.contiguous().numpy()
+    return product
