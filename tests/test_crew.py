@@ -120,14 +120,14 @@ def test_every_statistic_of_two_streams_is_that_of_the_joined_one(tmp_path):
 
 
 PRUNE = """
-    import json, sys, torch
-    from fewer.calibrate import launched
-    from fewer.layout import find_layout
+import json, sys, torch
+from fewer.calibrate import launched
+from fewer.layout import find_layout
 from fewer.recipe import sparsify
-    source, data, out, steps = sys.argv[1:]
-    with launched() as crew:
-        applied = sparsify(source, json.loads(steps), torch.load(data, weights_only=True), out=out, dense=True)
-    print(len(applied.changes), applied.out)
+source, data, out, steps = sys.argv[1:]
+with launched() as crew:
+    applied = sparsify(source, json.loads(steps), torch.load(data, weights_only=True), out=out, dense=True)
+print(len(applied.changes), applied.out)
 """
 
 
