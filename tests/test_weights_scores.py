@@ -6,7 +6,7 @@ import torch
 from fewer.calibrate import GradMean, InputSquares, observe
 from fewer.core import budget
 from fewer.core.method import find
-from fewer.testing.weights import heard
+from fewer.testing.heard import heard
 from fewer.weights.fisher import Fisher
 from fewer.weights.grasp import Grasp
 from fewer.weights.movement import Movement

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewer.calibrate import Stats, observe
+from fewer.calibrate import Stats
 from fewer.core.budget import budget
 from fewer.select import select
+from fewer.testing.heard import heard
 from fewer.weights import Pruned
 
 
@@ -20,23 +21,6 @@ def toy(m, seed=0, dtype=torch.float32, mean=0.0):
     x = (torch.randn(256, 32, generator=make) @ mix + mean * torch.randn(32, generator=make)).to(dtype)
     x = x * torch.randn(32, generator=make).exp().to(dtype)
     return w, x, heard(m, w, x)
-
-
-def heard(m, w, x, windows=8) -> Stats:
-    """What `m` needs to know of `w` and `x`, gradients of a squared error in each of `windows` parts of `x` included.
-
-    What a gradient tells depends on how far learning has come. Gradients are those of a map that is on its way: its
-    teacher is about half as large again, and its answers are noisy. H g is that of a map before training, whose teacher
-    has nothing to do with it: there a rule that keeps what learning runs through has something to keep.
-    """
-    make = torch.Generator().manual_seed(len(w))
-    parts, wide = torch.stack(x.float().chunk(windows)), w.float()
-    on_its_way = 1.5 * wide + 0.3 * torch.randn(w.shape, generator=make)
-    noise = torch.randn(*parts.shape[:2], len(w), generator=make) * (parts @ wide.mT).std()
-    error = parts @ (wide - on_its_way).mT - noise
-    before = (wide - torch.randn(w.shape, generator=make)) @ x.float().mT @ x.float() / len(x)
-    curve = before @ (parts.mT @ parts) / parts.shape[1]
-    return observe(m.needs, w, x, error.mT @ parts / parts.shape[1], curve)
 
 
 def tensors_of(stats: Stats) -> list[Tensor]:
