@@ -28,7 +28,7 @@ class Refit(Corrector):
 
     >>> w, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     >>> before = Pruned(torch.tensor([[0.0, 2.0]]), torch.tensor([[False, True]]), budget("1"))
-    >>> Refit(damp=0).correct(w, before, observe(Refit.needs, w, x)).weight
+    >>> Refit(damp=0.0).correct(w, before, observe(Refit.needs, w, x)).weight
     tensor([[0., 3.]])
     """
 
