@@ -9,7 +9,7 @@ from test_weights import layer, output_error
 from tiny import build
 from torch import nn
 
-from fewer.calibrate import Gram, InputMean, Stats, observe
+from fewer.calibrate import Gram, InputMean, observe
 from fewer.core import Site, budget
 from fewer.models import SparseLinear, sites
 from fewer.recipe import apply, load, sparsify
