@@ -24,8 +24,7 @@ class Alps(Pruner):
 
     Every third round the penalty grows, by 1.3 if more than a tenth of the places changed, 1.2 if more than 0.5 %,
     else 1.1, until none changes; then conjugate gradients on the places of d. A reference for how good a layer can
-    be: it looks for the places of least error of the whole map, not of one weight after the other, and takes several
-    times SparseGPT's time.
+    be: it looks for the places of least error of the whole map, not of one weight after the other, and takes longer.
 
     Differs from the paper: `50%` counts in each row, as everywhere here; the paper's is `50% per tensor`. Conjugate
     gradients run until they are done (10 rounds there) and are preconditioned by the diagonal, as in its equations.
