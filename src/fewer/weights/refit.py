@@ -22,7 +22,7 @@ class Refit(Corrector):
 
     Differs from the paper: eq. 2 is what it calls exact and too slow, a system a row. All rows are solved at once by
     conjugate gradients on their survivors (as in ALPS, 2406.07831, Algorithm 2), in float64 until every row's
-    residual is `tolerance` of the largest at first: 768 columns take half the time of a Cholesky factor a row, 2048 a
+    residual is `tolerance` of the largest at first: 768 columns take 0.4 of a Cholesky factor a row's time, 2048 a
     seventh.
 
     Of two inputs that are always equal, the one that stays takes over the other's weight:
