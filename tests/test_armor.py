@@ -88,13 +88,13 @@ def test_solving_one_side_is_least_squares():
     for j, block in enumerate(f.inner):
         cols = slice(8 * j, 8 * j + 8)
         best = torch.linalg.lstsq(made[:, cols], f.target[:, cols]).solution
-        torch.testing.assert_close(block, best, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(made[:, cols] @ block, made[:, cols] @ best, rtol=1e-3, atol=1e-4)
     f.solve_outer()
     made = (f.core @ torch.block_diag(*f.inner)) * root
     for i, block in enumerate(f.outer):
         rows = slice(8 * i, 8 * i + 8)
         best = torch.linalg.lstsq(made[rows].T, (f.target * root)[rows].T).solution.T
-        torch.testing.assert_close(block, best, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(block @ made[rows], best @ made[rows], rtol=1e-3, atol=1e-4)
 
 
 def test_the_group_that_gains_most_gets_its_best_places_and_values():

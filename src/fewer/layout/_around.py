@@ -1,4 +1,4 @@
-"""Block-diagonal matrices, which may stand around what a layout holds: `[blocks, size, size]`, on the diagonal in order."""
+"""Block-diagonal matrices, which may stand around what a layout holds: `[blocks, size, size]`, in order."""
 
 from jaxtyping import Float
 from torch import Tensor, einsum
@@ -8,7 +8,8 @@ def blockwise(x: Float[Tensor, "*b n"], blocks: Float[Tensor, "m c c"]) -> Float
     """x D^T with D block-diagonal: each piece of the last dimension goes through its own block.
 
     >>> import torch
-    >>> blockwise(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]]))
+    >>> swap, add = [[0.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]
+    >>> blockwise(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([swap, add]))
     tensor([2., 1., 7., 4.])
     """
     pieces = x.unflatten(-1, (len(blocks), -1))

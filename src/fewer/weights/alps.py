@@ -22,15 +22,17 @@ class Alps(Pruner):
         b = (H + penalty I)^-1 (H w - v + penalty d),   d = the budget's share of b + v / penalty, the largest,
         v = v + penalty (b - d)
 
-    Every third round the penalty grows, by 1.3 if more than a tenth of the places changed, 1.2 if more than 0.5 %, else 1.1,
-    until none changes; then conjugate gradients on the places of d. A reference for how good a layer can be: it looks for
-    the places of least error of the whole map, not of one weight after the other, and takes several times SparseGPT's time.
+    Every third round the penalty grows, by 1.3 if more than a tenth of the places changed, 1.2 if more than 0.5 %,
+    else 1.1, until none changes; then conjugate gradients on the places of d. A reference for how good a layer can
+    be: it looks for the places of least error of the whole map, not of one weight after the other, and takes longer.
 
     Differs from the paper: `50%` counts in each row, as everywhere here; the paper's is `50% per tensor`. Conjugate
-    gradients run until they are done (10 rounds there) and are preconditioned by the diagonal, as in its equations. As in the
-    authors' code, the penalty falls to a fifth and all begins again while it is too large for the places to move at first.
+    gradients run until they are done (10 rounds there) and are preconditioned by the diagonal, as in its equations.
+    As in the authors' code, the penalty falls to a fifth and all begins again while it is too large for the places to
+    move at first.
 
-    Two large inputs of opposite sign cancel, and the outputs are those of the third alone; all else would keep one of the two:
+    Two large inputs of opposite sign cancel, and the outputs are those of the third alone; all else would keep one of
+    the two:
 
     >>> x = torch.tensor([[1.0, -1.0, 0.0], [1.0, -1.0, 0.5], [-1.0, 1.0, 0.5], [0.0, 0.0, -1.0]])
     >>> w = torch.tensor([[3.0, 3.0, 1.0]])

@@ -20,14 +20,16 @@ MASKS = 100  # ways to keep N of M that are all tried
 class Armor(Corrector):
     """Store A S B in place of w: S the N:M survivors, A and B block-diagonal, for the least of sum_ij h_j e_ij^2.
 
-    e = (w - A S B)_ij / (r_i c_j) is measured as NoWag does, c the lengths of w's columns, r those of its rows after that,
-    and h = E[x^2]. From A = B = I and the S that was pruned, each round solves A, then B, takes `steps` conjugate steps in the
-    values of S, and tries all places and values of the `groups` groups of each pair of blocks that gain most. Nothing of
-    this ever makes the sum larger. What is run is A (S (B x)); a plain checkpoint holds the product, which is not sparse.
+    e = (w - A S B)_ij / (r_i c_j) is measured as NoWag does, c the lengths of w's columns, r those of its rows after
+    that, and h = E[x^2]. From A = B = I and the S that was pruned, each round solves A, then B, takes `steps`
+    conjugate steps in the values of S, and tries all places and values of the `groups` groups of each pair of blocks
+    that gain most. Nothing of this ever makes the sum larger. What is run is A (S (B x)); a plain checkpoint holds
+    the product, which is not sparse.
 
-    Differs from the paper: A and B are solved exactly, S moved along conjugate gradients, where it takes thousands of steps of Adam;
-    groups are those of most gain, not drawn by their gradient. Blocks are the largest up to `block` that divide the map.
-    Other budgets than N:M keep their places. It is `nowag 2:4 + armor` there; any pruner may come before.
+    Differs from the paper: A and B are solved exactly, S moved along conjugate gradients, where it takes thousands of
+    steps of Adam; groups are those of most gain, not drawn by their gradient. Blocks are the largest up to `block`
+    that divide the map. Other budgets than N:M keep their places. It is `nowag 2:4 + armor` there; any pruner may
+    come before.
 
     Rows 1 and 2 share what they lost, so that one core weight and a column of A hold both:
 

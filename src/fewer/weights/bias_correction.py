@@ -16,7 +16,8 @@ class BiasCorrection(Corrector):
     Comes last: what corrects after it is not heard. A module without a bias is given one, which the packed form stores;
     a plain checkpoint of an architecture without biases has no place for it, and saving so is refused before any work.
 
-    Differs from the paper: E[x] is measured on the calibration data, not derived from batch normalisation (as in FLAP, 2312.11983).
+    Differs from the paper: E[x] is measured on the calibration data, not derived from batch normalisation (as in
+    FLAP, 2312.11983).
 
     The input of mean 3 is pruned: its 2 * 3 stay.
 

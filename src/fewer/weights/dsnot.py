@@ -20,10 +20,11 @@ class Dsnot(Corrector):
     the kept ones that pull the other way, sign(e) w_k E[x_k] < 0, the one of smallest |w_k| rms(x_k) goes. For N:M
     both lie in the same group. The number kept in each row (group) stays what it was.
 
-    Differs from the paper: a row ends as soon as |e| <= threshold, also before its first swap, and at a swap that would
-    not make |e| smaller, so that |e| never grows. Weights that a pruner had changed (SparseGPT) are dense again. The
-    authors' code skips MLP maps unless told otherwise (`@ attention` here), has its threshold on sums over a window of 2048
-    tokens, lets |e| grow, and in N:M gives up the cheapest of a group whichever way it pulls, until e changes its sign.
+    Differs from the paper: a row ends as soon as |e| <= threshold, also before its first swap, and at a swap that
+    would not make |e| smaller, so that |e| never grows. Weights that a pruner had changed (SparseGPT) are dense
+    again. The authors' code skips MLP maps unless told otherwise (`@ attention` here), has its threshold on sums over
+    a window of 2048 tokens, lets |e| grow, and in N:M gives up the cheapest of a group whichever way it pulls, until
+    e changes its sign.
 
     An input of mean 1 is lost and one of mean -1/2 kept: e = 1. They change places, and e = -1/2:
 

@@ -15,10 +15,11 @@ TITLE = "ZeroQuant-V2: Exploring Post-training Quantization in LLMs from Compreh
 class LowRank(Corrector):
     """Add the matrix of rank `rank` that is nearest to what is missing, w - w', whatever the inputs are.
 
-    w - w' = U S V^T: the first `rank` of them, left = U sqrt(S) and right = sqrt(S) V^T. What EoRA must beat, which asks for
-    the nearest outputs instead.
+    w - w' = U S V^T: the first `rank` of them, left = U sqrt(S) and right = sqrt(S) V^T. What EoRA must beat, which
+    asks for the nearest outputs instead.
 
-    Differs from the paper: what is missing was pruned there by rounding, here by zeros; the factors stay as they are (8 bits there).
+    Differs from the paper: what is missing was pruned there by rounding, here by zeros; the factors stay as they are
+    (8 bits there).
 
     What is missing is 2 in one place and 1 in another: rank 1 brings back the 2.
 

@@ -21,14 +21,15 @@ class Refit(Corrector):
     not towards zero. The mask does not move.
 
     Differs from the paper: eq. 2 is what it calls exact and too slow, a system a row. All rows are solved at once by
-    conjugate gradients on their survivors (as in ALPS, 2406.07831, Algorithm 2), in float64 until every row's residual is
-    `tolerance` of the largest at first: 768 columns take half the time of a Cholesky factor a row, 2048 a seventh.
+    conjugate gradients on their survivors (as in ALPS, 2406.07831, Algorithm 2), in float64 until every row's
+    residual is `tolerance` of the largest at first: 768 columns take 0.4 of a Cholesky factor a row's time, 2048 a
+    seventh.
 
     Of two inputs that are always equal, the one that stays takes over the other's weight:
 
     >>> w, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     >>> before = Pruned(torch.tensor([[0.0, 2.0]]), torch.tensor([[False, True]]), budget("1"))
-    >>> Refit(damp=0).correct(w, before, observe(Refit.needs, w, x)).weight
+    >>> Refit(damp=0.0).correct(w, before, observe(Refit.needs, w, x)).weight
     tensor([[0., 3.]])
     """
 
