@@ -339,7 +339,7 @@ def test_a_quantised_model_comes_back_and_says_the_same(family, dtype, tmp_path)
         torch.testing.assert_close(site.read().float(), merged.read().float(), **near, msg=site.name)
     with torch.no_grad():
         close = 1e-3 if dtype == torch.float32 else 3e-2
-        torch.testing.assert_close(loaded.float()(data).logits, model.float()(data).logits, rtol=close, atol=close)
+        torch.testing.assert_close(loaded(data).logits.float(), model(data).logits.float(), rtol=close, atol=close)
 
 
 def test_parts_with_grids_of_their_own_join_without_rounding_again():
