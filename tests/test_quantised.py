@@ -333,12 +333,13 @@ def test_a_quantised_model_comes_back_and_says_the_same(family, dtype, tmp_path)
     assert {s["layout"] for s in told.values()} == {"spqr" if "spqr" in STEPS[family] else "quantised"}
     assert {c.site.partition("[")[0] for c in applied.changes} == set(told)
     loaded = fewer.load(tmp_path / "small")
+    near = {"rtol": 0, "atol": 0} if dtype == torch.float32 else {"rtol": 1e-3, "atol": 1e-6}  # as the model rounds
     for site in sites(loaded, "*"):
-        if dtype == torch.float32:
-            merged = next(s for s in sites(model, site.name) if s.name == site.name)
-            assert torch.equal(site.read(), merged.read()), site.name
+        merged = next(s for s in sites(model, site.name) if s.name == site.name)
+        torch.testing.assert_close(site.read().float(), merged.read().float(), **near, msg=site.name)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(data).logits, model(data).logits, rtol=1e-3, atol=1e-3)
+        close = 1e-3 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(loaded(data).logits.float(), model(data).logits.float(), rtol=close, atol=close)
 
 
 def test_parts_with_grids_of_their_own_join_without_rounding_again():
