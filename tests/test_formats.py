@@ -237,3 +237,9 @@ def test_one_result_is_saved_in_each_format(source, tmp_path):
     applied = sparsify(open_model(source)[0], "weights/magnitude 2:4")
     first, *others = [answers(load(save(applied, tmp_path / form, format=form))) for form in BUDGET]
     assert all(torch.allclose(first, other, atol=1e-4) for other in others)
+
+
+def test_what_computed_in_bfloat16_passes_its_probe_in_float32(tmp_path):
+    model = build("llama").to(torch.bfloat16)
+    sparsify(model, "weights/magnitude 50%", out=tmp_path / "out")
+    assert load(tmp_path / "out").lm_head.weight.dtype is torch.float32
