@@ -43,7 +43,12 @@ def profile(found: dict) -> tuple[str, dict]:
     for r in results:
         layout, _, stored = r["name"].partition(" ")
         stored = stored or r.get("stored", "")
-        if r["op"] == "sparse_linear" and r["name"] in ("torch float32", "torch bfloat16", "torch qint8", "torch dense"):
+        if r["op"] == "sparse_linear" and r["name"] in (
+            "torch float32",
+            "torch bfloat16",
+            "torch qint8",
+            "torch dense",
+        ):
             kind = r["stored"] if r["name"] == "torch dense" else stored
             linear[kind].setdefault(str(r["batch"]), []).append((r["seconds"] - launch) / (r["rows"] * r["cols"]))
         elif r["op"] in ("sparse_linear", "unpack") and layout != "torch":

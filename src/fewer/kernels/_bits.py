@@ -58,7 +58,9 @@ class _Spreader:
             fetch(builder, self.values, _plus(builder, here, AHEAD * 8 // self.kind.bitwidth))
         stored = widened(builder, load(builder, self.values, here, self.values.type.pointee, lanes), lanes, self.kind)
         if lanes == 4:
-            stored = builder.shuffle_vector(stored, ir.Constant(stored.type, ir.Undefined), ir.Constant(vector(I32, 8), [*range(8)]))
+            stored = builder.shuffle_vector(
+                stored, ir.Constant(stored.type, ir.Undefined), ir.Constant(vector(I32, 8), [*range(8)])
+            )
         order = builder.load(builder.gep(self.table, [ir.Constant(I64, 0), builder.zext(byte, I64)]), align=32)
         absent = builder.icmp_signed("<", order, ir.Constant(vector(I32, 8), [0] * 8))
         moved = builder.call(self.permute, [stored, order])

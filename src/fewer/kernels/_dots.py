@@ -8,7 +8,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._simd import F32, I32, I64, accumulate, added, fetch, load, pointers, spread, stride, total, vector, whole, widened
+from ._simd import (
+    F32,
+    I32,
+    I64,
+    accumulate,
+    added,
+    fetch,
+    load,
+    pointers,
+    spread,
+    stride,
+    total,
+    vector,
+    whole,
+    widened,
+)
 
 AHEAD = 1024  # bytes of a stream that are asked for before they are read
 
