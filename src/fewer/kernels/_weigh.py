@@ -78,7 +78,7 @@ def _int8(p: Product) -> float:
     found = profile(p.cuda)
     costs = found[1].get("sparse_linear", {}) if found else {}
     torch_takes = costs.get("linear", {}).get("qint8")
-    known = [at_batch(torch_takes, p.batch)[0] * p.places] if torch_takes else []
+    known = [costs["launch"] + at_batch(torch_takes, p.batch)[0] * p.places] if torch_takes else []
     known += [seconds_of(p)] if "int8" in costs.get("layouts", {}).get("dense", {}) else []
     return min(known, default=0.0)
 
