@@ -71,7 +71,9 @@ def dense(w: torch.Tensor, x: torch.Tensor, count: int) -> dict[str, list]:
     return out
 
 
-def linear(rows: int, cols: int, rounds: int, read: float, densities: Sequence[float], batches: Sequence[int]) -> Iterator[list[dict]]:
+def linear(
+    rows: int, cols: int, rounds: int, read: float, densities: Sequence[float], batches: Sequence[int]
+) -> Iterator[list[dict]]:
     """sparse_linear at each density and batch, beside torch."""
     w = torch.randn(rows, cols)
     ours = kernels.load("sparse_linear", "cpu")

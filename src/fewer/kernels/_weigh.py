@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewer.layout import Bitmask, Csr, Dense, Layout, Nm, Tiles
 
-from ._costs import profile
+from ._costs import at_batch, profile
 from .sparse_linear.cost import Product, estimate
 
 TALL = (16, 8, 4)  # tiles that fill vectors
@@ -63,7 +63,7 @@ def weigh(w: Layout, tokens: int = 1, dtype: torch.dtype = torch.float32) -> Wei
     read = _bandwidth(cuda)
     mine = seconds_of(Product(w.name, rows, cols, value.numel(), value.dtype, dtype, tokens, cuda))
     plain = Product("dense", rows, cols, rows * cols, torch.int8, dtype, tokens, cuda)
-    dense = (rows * cols / read if read else 0.0) if cuda else seconds_of(plain)
+    dense = (rows * cols / read if read else 0.0) if cuda else _int8(plain)
     bits, floor = 8 * w.bytes / max(rows * cols, 1), w.bytes / read if read else 0.0
     return Weighed(w.name, bits, floor, mine, "fp8" if cuda else "int8", dense)
 
@@ -71,6 +71,16 @@ def weigh(w: Layout, tokens: int = 1, dtype: torch.dtype = torch.float32) -> Wei
 def seconds_of(p: Product) -> float:
     """The least of the estimates for what can run; 0 if nothing was measured."""
     return min((s for b, s in estimate(p).items() if b != "never packed"), default=0.0)
+
+
+def _int8(p: Product) -> float:
+    """The faster of torch's int8 linear and ours, of what was measured; 0 if neither was."""
+    found = profile(p.cuda)
+    costs = found[1].get("sparse_linear", {}) if found else {}
+    torch_takes = costs.get("linear", {}).get("qint8")
+    known = [costs["launch"] + at_batch(torch_takes, p.batch)[0] * p.places] if torch_takes else []
+    known += [seconds_of(p)] if "int8" in costs.get("layouts", {}).get("dense", {}) else []
+    return min(known, default=0.0)
 
 
 def fastest(
