@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from .groups import every_group, head_size
@@ -91,7 +92,7 @@ def _shapes(config: Any, changed: Mapping[str, Any], widths: Mapping[str, int]) 
         new = type(config).from_dict({**json.loads(json.dumps(told, default=str)), **changed})
         with torch.device("meta"), _quiet():
             model = auto_class(new).from_config(new)
-    except (ValueError, TypeError, RuntimeError, AssertionError):
+    except (ValueError, TypeError, RuntimeError, AssertionError, StrictDataclassError):
         return None
     resize(model, widths)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
