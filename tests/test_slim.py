@@ -19,7 +19,7 @@ from fewer.weights import Coupled, Part, _slim
 from fewer.weights.channel_lasso import ChannelLasso, least_squares
 from fewer.weights.channel_norm import ChannelNorm
 
-STEPS = ("weights/channel_lasso 75%", "weights/cfsp(multiple=8) 50% @ mlp", "weights/channel_norm 50% per model @ mlp")
+STEPS = ("weights/channel_lasso 75%", "weights/cfsp(multiple=2) 50% @ mlp", "weights/channel_norm 50% per model @ mlp")
 
 
 def data(family="llama", rows=4, length=16):

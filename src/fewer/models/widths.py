@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from .groups import every_group, head_size
@@ -46,7 +47,8 @@ def settings(model: nn.Module, widths: Mapping[str, int]) -> tuple[dict[str, Any
     if layers and len(layers) == config.num_hidden_layers and all(row == rows[0] for row in rows):
         kind = {"architectures": config.architectures or [type(model).__name__]}
         goal, head = _shapes(config, kind, widths), {"head_dim": _head(model)}
-        for row in (rows[0], {**rows[0], **head}):  # fewer heads of the same size: some must be told that size
+        clean: dict[str, Any] = {"per_layer_config": None} if getattr(config, "is_heterogeneous", False) else {}
+        for row in ({**rows[0], **clean}, {**rows[0], **clean, **head}):  # fewer heads of the same size: some must be told that size
             if goal is not None and _shapes(config, {**kind, **row}, {}) == goal:
                 return row, {}
     told: dict[str, Any] = {"per_layer_config": {str(i): row for i, row in layers.items()}} if layers else {}
@@ -90,7 +92,7 @@ def _shapes(config: Any, changed: Mapping[str, Any], widths: Mapping[str, int]) 
         new = type(config).from_dict({**json.loads(json.dumps(told, default=str)), **changed})
         with torch.device("meta"), _quiet():
             model = auto_class(new).from_config(new)
-    except (ValueError, TypeError, RuntimeError, AssertionError):
+    except (ValueError, TypeError, RuntimeError, AssertionError, StrictDataclassError):
         return None
     resize(model, widths)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
