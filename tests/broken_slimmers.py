@@ -1,22 +1,12 @@
 """Slimmers that are wrong, each in one way, and the check that must say so."""
 
+from broken import broken
+
 from fewer import weights
 from fewer.calibrate import InputSquares
 
-SLIMMERS: list = []
 
-
-def trips(check):
-    """Name the check that must catch the class below."""
-
-    def wrap(cls):
-        SLIMMERS.append((cls, check))
-        return cls
-
-    return wrap
-
-
-@trips("check_count")
+@broken("weights", "check_count")
 class KeepsOneUnitMore(weights.ByUnit):
     """Count from zero, in units."""
 
@@ -27,7 +17,7 @@ class KeepsOneUnitMore(weights.ByUnit):
         return super().slim(group, min(count + 1, group.units))
 
 
-@trips("check_count")
+@broken("weights", "check_count")
 class ForgetsTheReader(weights.ByUnit):
     """Leave the columns of a unit that left as they were."""
 
@@ -38,7 +28,7 @@ class ForgetsTheReader(weights.ByUnit):
         return super().slim(group, count)[0], group.reader.weight
 
 
-@trips("check_width")
+@broken("weights", "check_width")
 class RoundsUp(weights.ByUnit):
     """Give a multiple that is more than there is."""
 
@@ -51,7 +41,7 @@ class RoundsUp(weights.ByUnit):
         return -(-budget.of(units) // self.multiple) * self.multiple
 
 
-@trips("check_all_stay_is_identity")
+@broken("weights", "check_all_stay_is_identity")
 class RefitsWhatIsWhole(weights.ByUnit):
     """Shrink the reader, even if nothing leaves."""
 
@@ -63,7 +53,7 @@ class RefitsWhatIsWhole(weights.ByUnit):
         return keep, new * 0.999
 
 
-@trips("check_slims_purely")
+@broken("weights", "check_slims_purely")
 class SlimsInPlace(weights.ByUnit):
     """Write zeros into the map it was given."""
 
@@ -75,7 +65,7 @@ class SlimsInPlace(weights.ByUnit):
         return keep, group.reader.weight.mul_(group.columns(keep))
 
 
-@trips("check_units_are_whole")
+@broken("weights", "check_units_are_whole")
 class ReadsColumnsAsRows(weights.ByUnit):
     """Take units for neighbours in the wrong dimension."""
 
@@ -83,7 +73,7 @@ class ReadsColumnsAsRows(weights.ByUnit):
         return group.reader.weight.abs().flatten().unflatten(0, (group.units, -1)).sum(1)
 
 
-@trips("check_silent_unit")
+@broken("weights", "check_silent_unit")
 class DividesByLoudness(weights.ByUnit):
     """Rank by weight over input."""
 
@@ -95,7 +85,7 @@ class DividesByLoudness(weights.ByUnit):
         )
 
 
-@trips("check_beats_random_units")
+@broken("weights", "check_beats_random_units")
 class KeepsTheWorstUnits(weights.ByUnit):
     """Rank units upside down."""
 
@@ -103,7 +93,7 @@ class KeepsTheWorstUnits(weights.ByUnit):
         return -group.total(lambda part: part.weight.abs())
 
 
-@trips("check_group_budgets")
+@broken("weights", "check_group_budgets")
 class FirstGroupsKeepAll(weights.ByUnit):
     """Take nothing from the first half, and the same as ever from the second."""
 

@@ -4,32 +4,17 @@ import dataclasses
 from dataclasses import replace
 from fractions import Fraction
 
+import broken_quantisers  # noqa: F401, its classes name themselves
+import broken_slimmers  # noqa: F401
 import pytest
 import torch
-from broken_slimmers import SLIMMERS
+from broken import BROKEN, broken
 
 from fewer import activations, attention, experts, features, weights
 from fewer.calibrate import GradMean, Gram, HessianGradient, InputSquares
-from fewer.core import Paper, method
 from fewer.select import select
 from fewer.testing import checks_of
 from fewer.testing.weights import CHECKS
-
-PAPER = Paper("0000.00000", "Nowhere", 2026)
-
-
-def broken(axis, by):
-    """Mark a method as broken and say which check must say so."""
-
-    def wrap(cls):
-        cls.__module__ = f"fewer.{axis}.broken"
-        BROKEN.append(pytest.param(method(PAPER)(cls), by, id=f"{cls.__name__}-{by}"))
-        return cls
-
-    return wrap
-
-
-BROKEN: list = []
 
 
 @broken("weights", "check_beats_random")
@@ -485,10 +470,6 @@ class StraightThrough(features.Sparsifier):
     def code(self, pre, budget):
         z = pre.relu() * select(pre, budget)
         return pre + (z - pre).detach()
-
-
-for slimmer, check_name in SLIMMERS:
-    broken("weights", check_name)(slimmer)
 
 
 @pytest.mark.parametrize("cls, by", BROKEN)

@@ -72,7 +72,7 @@ def _prepared(model: str, todo: Any, words: Any) -> tuple[str, Any]:
     """Where the model is, and calibration tokens if a step asks for statistics."""
     from fewer.data import corpus, windows
     from fewer.models import locate, tokenizer_of
-    from fewer.recipe.engine import hears
+    from fewer.recipe.planning import hears
 
     place = locate(model)
     if not any(hears(step) for step in todo):

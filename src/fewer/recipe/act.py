@@ -13,7 +13,8 @@ from fewer.core import Change
 from fewer.models import stored_dtype
 from fewer.models.loss import Loss
 
-from .engine import Plan, Progress, divide, hears, plan, run, undoing
+from .engine import Progress, divide, run, undoing
+from .planning import Plan, hears, plan
 from .steps import Recipe, recipe
 from .walk import Device, Hold, Walk, already_there
 

@@ -19,8 +19,9 @@ from fewer.data import corpus, windows
 from fewer.models import locate, open_lazily, sites, tokenizer_of
 
 from . import parallel, results
-from .engine import Progress, plan
+from .engine import Progress
 from .jobs import Job, key, measure
+from .planning import plan
 from .point import Point
 from .steps import Step, kind, step
 

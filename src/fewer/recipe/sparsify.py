@@ -23,8 +23,9 @@ from fewer.models.slim import resize
 
 from . import slimming
 from .act import Applied, keep, walk_for
-from .engine import Plan, Progress, divide, plan, run
+from .engine import Progress, divide, run
 from .formats import Format, find_format
+from .planning import Plan, plan
 from .save import probe_ids, save, shrunk, slimmed, swapped, tensors_of, write_probe, write_rest, zeros
 from .steps import VERSION, Recipe, recipe
 from .store import Store, check_place
