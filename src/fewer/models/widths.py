@@ -48,7 +48,10 @@ def settings(model: nn.Module, widths: Mapping[str, int]) -> tuple[dict[str, Any
         kind = {"architectures": config.architectures or [type(model).__name__]}
         goal, head = _shapes(config, kind, widths), {"head_dim": _head(model)}
         clean: dict[str, Any] = {"per_layer_config": None} if getattr(config, "is_heterogeneous", False) else {}
-        for row in ({**rows[0], **clean}, {**rows[0], **clean, **head}):  # fewer heads of the same size: some must be told that size
+        for row in (
+            {**rows[0], **clean},
+            {**rows[0], **clean, **head},
+        ):  # fewer heads of the same size: some must be told that size
             if goal is not None and _shapes(config, {**kind, **row}, {}) == goal:
                 return row, {}
     told: dict[str, Any] = {"per_layer_config": {str(i): row for i, row in layers.items()}} if layers else {}

@@ -59,6 +59,7 @@ def act(
     except ValueError as wrong:
         raise ValueError(f"{group.name}: {wrong}") from None
     pruned = _in(dtype, replace(pruned, keep=pruned.keep.clone()))
+    error = _error(w, pruned.weight, stats[group.reader.name])  # before anything is written: `w` may be the parameter
     for site, part in zip(group.writers, coupled.writers, strict=True):
         rows = keep.repeat_interleave(part.weight.shape[0] // group.units)
         site.write((part.weight * rows[:, None]).to(dtype))
@@ -74,7 +75,7 @@ def act(
         bytes_before=size * dtype.itemsize,
         bytes_after=stored.bytes,
         layout="smaller",
-        error=_error(w, pruned.weight, stats[group.reader.name]),
+        error=error,
         seconds=time.perf_counter() - start,
     )
     return change, stored
