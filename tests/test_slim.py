@@ -110,7 +110,8 @@ def test_a_slimmed_model_is_opened_block_by_block_and_pruned_or_slimmed_again(so
 
 
 def test_a_killed_run_goes_on_with_what_was_slimmed(source, tmp_path, monkeypatch):
-    truth = sparsify(source, STEPS[0], data(), out=tmp_path / "whole")
+    text = "weights/channel_lasso(refit=False) 75%"  # a refit sees the last bits of what it is resumed from
+    truth = sparsify(source, text, data(), out=tmp_path / "whole")
     real, calls = _slim.act, []
 
     def dies(*args):
@@ -121,8 +122,8 @@ def test_a_killed_run_goes_on_with_what_was_slimmed(source, tmp_path, monkeypatc
 
     monkeypatch.setattr(_slim, "act", dies)
     with pytest.raises(KeyboardInterrupt):
-        sparsify(source, STEPS[0], data(), out=tmp_path / "out")
-    resumed = sparsify(source, STEPS[0], data(), out=tmp_path / "out")
+        sparsify(source, text, data(), out=tmp_path / "out")
+    resumed = sparsify(source, text, data(), out=tmp_path / "out")
     assert len(calls) == 4 + 4, "the first block is not done again"
     assert [c.kept for c in resumed.changes] == [c.kept for c in truth.changes]
     assert torch.equal(said(load(tmp_path / "out")), said(load(tmp_path / "whole")))
@@ -144,6 +145,15 @@ def test_the_change_counts_every_map_of_the_group():
             size = sum(s.tensor.numel() for s in group.sites)
             assert change.site == group.name and change.kept == 0.5 and change.layout == "smaller"
             assert (change.bytes_before, change.bytes_after) == (4 * size, 2 * size)
+
+
+def test_the_error_is_that_of_the_reader_on_its_inputs_and_the_refit_lowers_it():
+    errors = {}
+    for text in ("weights/channel_lasso(refit=False) 50% @ mlp", "weights/channel_lasso 50% @ mlp"):
+        with apply(built(), text, data()) as applied:
+            errors[text] = applied.changes[0].error
+    plain, refitted = errors.values()
+    assert 0 < refitted < plain
 
 
 @pytest.mark.parametrize(

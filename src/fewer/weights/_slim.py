@@ -54,12 +54,13 @@ def act(
         pruned = Pruned(new * columns, columns.expand_as(w), units)
         for corrector in correctors:
             pruned = corrector.correct(w, pruned, stats[group.reader.name])
-        extra = pruned.low_rank or pruned.around or pruned.bias is not None
+        extra = pruned.low_rank or pruned.around or pruned.grid or pruned.bias is not None
         if extra or not torch.equal(pruned.keep, columns.expand_as(w)):
             raise ValueError("a slimmed map keeps whole columns and nothing beside them: leave this corrector out")
     except ValueError as wrong:
         raise ValueError(f"{group.name}: {wrong}") from None
     pruned = _in(dtype, replace(pruned, keep=pruned.keep.clone()))
+    error = _error(w, pruned, stats[group.reader.name])  # before anything is written: `w` may be the parameter
     for site, part in zip(group.writers, coupled.writers, strict=True):
         rows = keep.repeat_interleave(part.weight.shape[0] // group.units)
         site.write((part.weight * rows[:, None]).to(dtype))
@@ -75,7 +76,7 @@ def act(
         bytes_before=size * dtype.itemsize,
         bytes_after=stored.bytes,
         layout="smaller",
-        error=_error(w, pruned, stats[group.reader.name]),
+        error=error,
         seconds=time.perf_counter() - start,
     )
     return change, stored
