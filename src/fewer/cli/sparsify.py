@@ -25,6 +25,9 @@ def sparsify(
             "`sparse-bitmask`, `sparse-24-bitmask`: those of compressed-tensors."
         ),
     ] = "packed",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Store each map in the layout that runs fastest here, not in the smallest.")
+    ] = False,
     data: Data = "stdlib",
     calibration: Calibration = 64,
     length: Length = 512,
@@ -46,6 +49,9 @@ def sparsify(
     from fewer.recipe.formats import find_format
     from fewer.recipe.store import check_place
 
+    if fast and format != "packed":
+        raise ValueError(f"--fast chooses among our own layouts: leave --format {format} out")
+    format = "fast" if fast else format
     find_format(format)
     todo = recipe(steps[0] if len(steps) == 1 else steps)
     with launched() as crew:
@@ -59,7 +65,9 @@ def sparsify(
         return lines(c.as_dict() for c in applied.changes)
     from fewer.report import Report
 
-    print(Report(applied.changes))
+    print(report := Report(applied.changes))
+    if costs := report.costs:
+        print(f"\n{costs}")
     note(f"written: {out}; `fewer measure {out}` says how good it is")
 
 

@@ -95,7 +95,9 @@ class Site:
 class Change:
     """What a step did at one site: one line of the report.
 
-    `error` is ||(W - W') X||^2 / ||W X||^2 on the calibration inputs where a statistic allows it, else None.
+    `error` is ||(W - W') X||^2 / ||W X||^2 on the calibration inputs where a statistic allows it, else None. `weights` are
+    counted before. For one token, by costs measured on a machine like this (0: unknown): `floor` are the seconds that reading
+    what is stored takes, `runs` those that it takes to multiply by it, `plain` those of a dense map of eight bits.
     """
 
     site: str
@@ -107,6 +109,10 @@ class Change:
     layout: str = "dense"
     error: float | None = None
     seconds: float = 0.0
+    weights: int = 0
+    floor: float = 0.0
+    runs: float = 0.0
+    plain: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

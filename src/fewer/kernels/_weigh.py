@@ -1,7 +1,7 @@
 """What a stored map costs to run, beside what it would cost plain and small; and the layout that runs fastest."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -10,7 +10,7 @@ from torch import Tensor
 from fewer.layout import Bitmask, Csr, Dense, Layout, Nm, Tiles
 
 from ._costs import at_batch, profile
-from .sparse_linear.cost import Product, estimate
+from .sparse_linear.cost import Product, estimate, kind
 
 TALL = (16, 8, 4)  # tiles that fill vectors
 
@@ -58,10 +58,10 @@ def weigh(w: Layout, tokens: int = 1, dtype: torch.dtype = torch.float32) -> Wei
     >>> weigh(Bitmask.pack(w, w > 0)).plain
     'int8'
     """
-    (rows, cols), value = w.shape, w.tensors()["value"]
-    cuda = value.is_cuda
+    (rows, cols), cuda = w.shape, next(iter(w.tensors().values())).is_cuda
     read = _bandwidth(cuda)
-    mine = seconds_of(Product(w.name, rows, cols, value.numel(), value.dtype, dtype, tokens, cuda))
+    product = kind(torch.empty(tokens, cols, dtype=dtype, device="meta"), w)
+    mine = 0.0 if product is None else seconds_of(replace(product, cuda=cuda))
     plain = Product("dense", rows, cols, rows * cols, torch.int8, dtype, tokens, cuda)
     dense = (rows * cols / read if read else 0.0) if cuda else _int8(plain)
     bits, floor = 8 * w.bytes / max(rows * cols, 1), w.bytes / read if read else 0.0

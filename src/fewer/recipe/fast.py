@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fewer.kernels import fastest
 from fewer.layout import Layout
 from fewer.models import restore, sites, swap
 
 from .act import Applied
+from .formats import quickest
 from .pack import packed
 
 
@@ -28,7 +28,7 @@ def fast(applied: Applied, tokens: int = 1) -> Iterator[nn.Module]:
         raise ValueError(f"this result is on disk, at {applied.out}: fewer.load it, which runs on packed weights")
 
     def choose(layout: Layout) -> Layout:
-        return fastest(layout.dense(), layout.keep(), tokens, _inputs(applied.model))
+        return quickest(layout, tokens, _inputs(applied.model))
 
     touched = [s for step in applied.steps for s in sites(applied.model, step.where)]
     before = swap(applied.model, packed(applied.model, touched, applied.stored, choose))

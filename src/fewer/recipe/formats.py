@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewer.core import Site
+from fewer.kernels import fastest
+from fewer.layout import Layout, Quantised, Spqr
 from fewer.models import SparseLinear, compressed_tensors, hub
 from fewer.models.foreign import WRITTEN, Written
 
@@ -57,6 +60,22 @@ class Packed(Format):
         return {"quant_method": "fewer", "version": hub.VERSION, "sites": dict(told)} if told else {}
 
 
+class Fast(Packed):
+    """What survived, each map in the layout that the measured costs find fastest for one token."""
+
+    name = "fast"
+
+    def modules(self, model: nn.Module, sites: Sequence[Site], stored: Mapping[str, Any]) -> dict[str, SparseLinear]:
+        return packed(model, sites, stored, quickest)
+
+
+def quickest(layout: Layout, tokens: int = 1, dtype: torch.dtype = torch.float32) -> Layout:
+    """The same map where it runs fastest; codes stay codes."""
+    if isinstance(layout, Quantised | Spqr):
+        return layout
+    return fastest(layout.dense(), layout.keep(), tokens, dtype)
+
+
 class Plain(Format):
     """Tensors with zeros: every tool loads them, no byte is saved."""
 
@@ -92,7 +111,7 @@ class Foreign(Format):
         return compressed_tensors.describe(model, self.way, told, share) if told else {}
 
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Packed(), Plain(), *map(Foreign, WRITTEN.values()))}
+FORMATS: dict[str, Format] = {f.name: f for f in (Packed(), Fast(), Plain(), *map(Foreign, WRITTEN.values()))}
 
 
 def find_format(name: str) -> Format:

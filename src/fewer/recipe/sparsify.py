@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewer.calibrate import ALONE, Crew
 from fewer.core import Change, budget
 from fewer.layout import find_layout, put_around
-from fewer.models import SparseLinear, blocks, materialise, open_lazily, release, stored_dtype, widths_of
+from fewer.models import SparseLinear, blocks, locate, materialise, open_lazily, release, stored_dtype, widths_of
 from fewer.models.foreign import decoded
 from fewer.models.hub import describe
 from fewer.models.loss import Loss
@@ -65,7 +65,7 @@ def sparsify(
     if out is None:
         raise ValueError("a model on disk needs a place for the result: out='DIRECTORY'")
     lazy = open_lazily(str(model))
-    job = _Job(lazy, Path(model), _plan(lazy, todo, form), data, Path(out), force, form, crew)
+    job = _Job(lazy, Path(locate(model)), _plan(lazy, todo, form), data, Path(out), force, form, crew)
     return job.do(progress, device, loss)
 
 
