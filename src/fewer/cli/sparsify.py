@@ -15,9 +15,7 @@ def sparsify(
     model: Annotated[str, typer.Argument(help="'bundled', or the directory of a transformers checkpoint.")],
     steps: Annotated[list[str], typer.Argument(help="Steps in order, or one .yaml or .txt recipe.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; it appears whole or not at all.")],
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT, once the new one is whole.")] = False,
     format: Annotated[
         str,
         typer.Option(
@@ -25,9 +23,7 @@ def sparsify(
             "`sparse-bitmask`, `sparse-24-bitmask`: those of compressed-tensors."
         ),
     ] = "packed",
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Store each map in the layout that runs fastest here, not in the smallest.")
-    ] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Layouts that run fastest here, not the smallest.")] = False,
     data: Data = "stdlib",
     calibration: Calibration = 64,
     length: Length = 512,

@@ -62,7 +62,7 @@ class Quantised(Layout):
                     f"{x.dtype} weights lie on no known grid; round them first, and give Quantised the grid"
                 )
             grid = Grid(8, torch.ones(len(x), 1, dtype=torch.bfloat16, device=x.device))
-        out = cls.of(grid.round(x), keep, grid, how)
+        out = cls.of(grid.round(x.float()), keep, grid, how)
         on_grid(out, x, keep, grid.bits)
         return out
 

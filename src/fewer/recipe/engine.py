@@ -17,7 +17,7 @@ from fewer.select import joint_counts
 from . import slimming
 from .blame import Blame, of_gradients
 from .look import Progress, look_back, observe, of_inputs
-from .planning import Plan, Task, needs, waves
+from .planning import Plan, Task, needs, protocol, waves
 from .steps import Step
 from .walk import Walk
 
@@ -179,13 +179,9 @@ def _divide(task: Task, i: int, signals: dict[tuple[int, str], Tensor]) -> dict[
     step, names = task.step, [s.name for s in task.sites]
     if step.allocator is None:
         return dict(zip(names, _jointly([signals[i, n] for n in names], step.budget), strict=True))
-    share = _protocol(step).Share
+    share = protocol(step).Share
     shares = [share(s.name, s.shape, s.layer, signals[i, s.name]) for s in task.sites]
     return dict(zip(names, step.allocator.allocate(step.budget, shares), strict=True))  # type: ignore[attr-defined]
-
-
-def _protocol(step: Step) -> Any:
-    return importlib.import_module(f"fewer.{step.axis}")
 
 
 def _act(step: Step) -> Callable[..., tuple[Change, Any]]:

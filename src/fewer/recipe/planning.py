@@ -1,5 +1,6 @@
 """What will be done where: sites matched, budgets checked, and all that can be refused refused, before any work."""
 
+import importlib
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,8 +93,12 @@ def needs(step: Step) -> tuple[type, ...]:
 
 def hears(step: Step) -> bool:
     """Whether a step needs calibration data: for statistics, or to sense the loss."""
-    sensing = step.allocator is not None and type(step.allocator).sense is not _protocol(step).Allocator.sense  # type: ignore[attr-defined]
+    sensing = step.allocator is not None and type(step.allocator).sense is not protocol(step).Allocator.sense  # type: ignore[attr-defined]
     return sensing or bool(needs(step) or (step.allocator and step.allocator.needs))
+
+
+def protocol(step: Step) -> Any:
+    return importlib.import_module(f"fewer.{step.axis}")
 
 
 def waves(plan: Plan) -> list[list[int]]:
