@@ -21,7 +21,9 @@ def frontier(
     budgets: Annotated[str, typer.Option(help="How much may stay, with commas: 50%,30%,2:4.")] = "50%,30%,2:4",
     methods: Annotated[
         str | None,
-        typer.Option(help="Only these, with commas: wanda,sparse_gpt + eora(rank=16),wanda by owl. All by default."),
+        typer.Option(
+            help="Only these, with commas: wanda,sparse_gpt + eora(rank=16),wanda by owl. All that are quick by default."
+        ),
     ] = None,
     where: Annotated[str, typer.Option(help="Which maps: '*', roles, groups or patterns.")] = "*",
     report: Annotated[
@@ -31,8 +33,8 @@ def frontier(
     svg: Annotated[Path | None, typer.Option(help="Write the figure as SVG.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the points as JSON lines.")] = None,
     data: Data = "stdlib",
-    calibration: Calibration = 24,
-    test: Test = 24,
+    calibration: Calibration = 12,
+    test: Test = 12,
     length: Length = 512,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes side by side; one a core by default.")] = None,
     ray: Annotated[

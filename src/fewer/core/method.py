@@ -37,6 +37,7 @@ class Method(ABC):
     name: ClassVar[str]
     paper: ClassVar[Paper]
     needs: ClassVar[tuple[type, ...]] = ()  # the statistics it asks for
+    quick: ClassVar[bool] = True  # whether a figure of all methods measures it; who takes minutes is asked for by name
 
 
 M = TypeVar("M", bound=Method)

@@ -38,6 +38,11 @@ def using(backend: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def is_forced() -> bool:
+    """Whether a backend is forced here."""
+    return _forced.get() is not None
+
+
 def operations() -> list[str]:
     """The names of all operations: the folders of this room."""
     here = importlib.import_module("fewer.kernels").__path__

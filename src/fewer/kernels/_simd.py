@@ -4,9 +4,9 @@ numba leaves short inner loops (16 outputs, 8 batch rows) scalar; these keep the
 Small number types arrive as integers: uint16 is bfloat16, int16 is float16, int8 is int8.
 """
 
-import contextlib
 import ctypes
 import pathlib
+import threading
 
 import numba
 import numpy as np
@@ -140,12 +140,11 @@ def stride(context, builder, signature, args, position: int):
     return builder.sdiv(cgutils.unpack_tuple(builder, array.strides)[0], ir.Constant(I64, size))
 
 
-@contextlib.contextmanager
-def threads():
-    """As many numba threads as torch has been told to use."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+_mine = threading.local()
+
+
+def threads() -> None:
+    """As many numba threads in this thread as torch has been told to use; asked of numba only when that has changed."""
+    if getattr(_mine, "count", None) != (count := torch.get_num_threads()):
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        _mine.count = count

@@ -49,7 +49,7 @@ class SparseLinear(nn.Module):
         for field, dense in zip(("left", "right", "outer", "inner"), beside, strict=True):
             self.register_buffer(field, dense)
         self.register_parameter("bias", bias)
-        self._last = layout
+        self._last, self._seen = layout, tuple((field, self._buffers[field]) for field in self.fields)
 
     @classmethod
     def from_linear(
@@ -65,18 +65,21 @@ class SparseLinear(nn.Module):
     @property
     def layout(self) -> Layout:
         """The layout, made of the buffers as they are now (moved, cast, loaded); the same object while they stay."""
-        now: dict[str, Tensor] = {field: getattr(self, field) for field in self.fields}
-        if any(tensor is not now[field] for field, tensor in self._last.tensors().items()):
-            self._last = self.kind.restore(now, self.numbers)
+        here = self._buffers  # read as a dict: this is on the way of every token
+        if any(here[field] is not tensor for field, tensor in self._seen):
+            self._last = self.kind.restore({field: getattr(self, field) for field in self.fields}, self.numbers)
+            self._seen = tuple((field, here[field]) for field in self.fields)
         return self._last
 
     @property
     def low_rank(self) -> LowRank | None:
-        return None if self.left is None or self.right is None else (self.left, self.right)
+        left, right = self._buffers["left"], self._buffers["right"]
+        return None if left is None or right is None else (left, right)
 
     @property
     def around(self) -> Around | None:
-        return None if self.outer is None or self.inner is None else (self.outer, self.inner)
+        outer, inner = self._buffers["outer"], self._buffers["inner"]
+        return None if outer is None or inner is None else (outer, inner)
 
     @property
     def weight(self) -> Shaped[Tensor, "out in"]:

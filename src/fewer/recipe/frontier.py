@@ -33,8 +33,8 @@ class Text:
     """What to calibrate and test on: `source` as `data.corpus` reads it, in windows of `length` tokens."""
 
     source: str = "stdlib"
-    calibration: int = 24
-    test: int = 24
+    calibration: int = 12
+    test: int = 12
     length: int = 512
     seed: int = 0
 
@@ -68,7 +68,7 @@ def frontier(
     """Measure methods x budgets on a model: perplexity and KL to dense against bytes, bits and FLOPs.
 
     `methods` are steps without a budget, such as `weights/wanda + eora(rank=16)`; by default every pruner of the axes
-    and then, on the best of those that only choose, every corrector and every allocator. Dense and random are always there.
+    that is quick and then, on the best of those that only choose, every corrector and every allocator. Dense and random are always there.
     Jobs run in `jobs` processes (by default one a core) or on a Ray cluster, and are remembered by content in the cache
     directory (`$FEWER_CACHE`): a second run measures only what is new. `found` is told each point as it comes; `out` is a file of
     JSON lines. A job that fails becomes a point with an `error`. Raises `ValueError` or `LookupError` before any
@@ -165,7 +165,7 @@ def _asked(
             raise ValueError(f"the axis {axis!r} cannot be measured on a model yet; write --axes weights")
     amounts = [str(read_budget(b)) for b in budgets or BUDGETS]
     if methods is None:
-        chosen = [n for axis in axes for n in names(axis) if kind(find(n)) == "Pruner"]
+        chosen = [n for axis in axes for n in names(axis) if kind(find(n)) == "Pruner" and find(n).quick]
     else:
         chosen = [m if "/" in m.split()[0] else f"{axes[0]}/{m}" for m in methods]
     whole = dict.fromkeys([*(f"{axis}/random" for axis in axes), *chosen])
@@ -207,7 +207,9 @@ def _at_most_half(amount: Budget) -> bool:
 def _additions(axis: str, best: str, budgets: Sequence[str], where: str) -> list[Step]:
     """Every corrector and every allocator on top of one method, at the budgets they can be given."""
     joins = {"Corrector": "+", "Allocator": "by"}
-    adds = [(joins[kind(find(n))], n.partition("/")[2]) for n in names(axis) if kind(find(n)) in joins]
+    adds = [
+        (joins[kind(find(n))], n.partition("/")[2]) for n in names(axis) if kind(find(n)) in joins and find(n).quick
+    ]
     steps: list[Step] = []
     for sign, name in sorted(adds):
         try:

@@ -41,6 +41,7 @@ class Alps(Pruner):
     """
 
     needs = (Gram,)
+    quick = False
     damp: float = 0.01  # of the mean of H's diagonal; the authors' code
     penalty: float = 0.1  # at first; the paper's rho_0
     rounds: int = 300  # of ADMM at most

@@ -42,6 +42,7 @@ class Armor(Corrector):
     """
 
     needs = (InputSquares,)
+    quick = False
     needs_whole = True  # the parts of a fused map would each need a B of their own, where the module has one input
     block: int = 128  # the paper's d_block
     rounds: int = 30

@@ -32,6 +32,8 @@ class Ecoflap(ByWeight):
     [55, 45]
     """
 
+    quick = False
+
     spread: float = 0.1  # "max_sparsity_per_layer" is the sparsity + 0.1 in the authors' scripts
     eps: float = 1e-3  # of the step, in units of a weight
     draws: int = 2

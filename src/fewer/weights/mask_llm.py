@@ -48,6 +48,8 @@ class MaskLlm(Learnt):
     tensor([[False,  True]])
     """
 
+    quick = False
+
     file: str = ""  # what was learnt
     scale_from: float = 100.0  # the paper's kappa, "from 1e2"
     scale_to: float = 500.0  # "to 5e2"

@@ -37,6 +37,7 @@ class Sensitivity(ByWeight):
     """
 
     needs = (InputSquares,)
+    quick = False
     probe: str = "50%"
     least: float = 0.01
 

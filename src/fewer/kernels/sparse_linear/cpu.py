@@ -23,15 +23,15 @@ _products: weakref.WeakKeyDictionary[Layout, dict[int, Product | None]] = weakre
 def sparse_linear(
     x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None
 ) -> Float[Tensor, "*b n_out"]:
-    rows = x.detach().reshape(-1, x.shape[-1]).float()
+    rows = (x.detach() if x.requires_grad else x).reshape(-1, x.shape[-1]).float()
     batch = 0 if x.dtype == torch.float64 or not rows.numel() else len(rows)
     known = _products.setdefault(w, {})
     if batch not in known:
         known[batch] = _product(w, batch) if batch else None
     if (product := known[batch]) is None:
         return dense.sparse_linear(x, w, bias)
-    with threads():
-        out = torch.from_numpy(product(rows.contiguous())[:batch])
+    threads()
+    out = torch.from_numpy(product(rows.contiguous())[:batch])
     if bias is not None:
         out += bias
     return out.to(x.dtype).view(*x.shape[:-1], w.shape[0])
