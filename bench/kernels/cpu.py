@@ -167,6 +167,7 @@ def merge(path: pathlib.Path, here: dict, done: list[dict]) -> None:
     path.write_text(json.dumps({"machine": machine_now, "results": results}, indent=1) + "\n")
 
 
+@torch.inference_mode()
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--quick", action="store_true", help="small shapes, few rounds, nothing written: does it run?")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.kernels._dispatch import is_forced, load, plan, run
+from fewer.kernels._dispatch import is_forced, load, plan, run, tensors_of
 from fewer.layout import Layout
 
 MANY = 64  # kinds of inputs that are remembered for a weight
@@ -46,7 +46,7 @@ _known: "weakref.WeakKeyDictionary[Layout, dict[tuple[Any, ...], Callable[..., T
 
 def ready(x: Tensor, w: Layout, bias: Tensor | None) -> Callable[..., Tensor] | None:
     """What was chosen before for this weight and inputs of this kind, where no gradient is wanted and nothing is forced."""
-    if torch.is_grad_enabled() or is_forced():
+    if is_forced() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of((x, w, bias)))):
         return None
     kind = (x.shape, x.dtype, x.device, None if bias is None else bias.shape)
     known = _known.setdefault(w, {})
