@@ -8,7 +8,6 @@ writes it anew; a page shows every point whose step uses the method, beside dens
 import functools
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from tools.floors import SOURCE
@@ -59,11 +58,3 @@ def _row(row: dict[str, Any], dense: float) -> str:
     shown = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
     step = f"`{row['step']}`" if row["step"] else ""
     return f"| {step or row['method']} | {row['kept']:.1%} | {row['bits']:.2f} | {shown} | {row['kl']:.3g} |"
-
-
-def unmeasured(names: list[str]) -> Iterator[str]:
-    """Those of the methods that no point uses."""
-    for name in names:
-        axis, _, short = name.partition("/")
-        if not any(row["axis"] == axis and uses(row["step"], short) for row in points()):
-            yield name

@@ -25,7 +25,7 @@ class LowRank(Corrector):
 
     >>> w = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     >>> gone = Pruned(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool), budget("1"))
-    >>> left, right = LowRank(rank=1).correct(w, gone, {}).low_rank
+    >>> left, right = LowRank(rank=1).correct(w, gone, Stats()).low_rank
     >>> (left @ right).round(decimals=4)
     tensor([[2., 0.],
             [0., 0.]])
