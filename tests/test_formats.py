@@ -193,7 +193,9 @@ def test_a_checkpoint_of_theirs_that_is_damaged_is_refused(change, says, tmp_pat
 
 
 def test_an_unknown_format_names_the_known_ones(source, tmp_path):
-    with pytest.raises(LookupError, match="no format 'sparse-bitmsk'.*packed, dense, sparse-bitmask.*sparse-bitmask?"):
+    with pytest.raises(
+        LookupError, match="no format 'sparse-bitmsk'.*packed, fast, dense, sparse-bitmask.*sparse-bitmask?"
+    ):
         sparsify(source, "weights/magnitude 50%", out=tmp_path / "out", format="sparse-bitmsk")
     assert not list(tmp_path.glob("out*"))
 

@@ -138,7 +138,7 @@ def _axis_page(axis: str, classes: list[type[Method]]) -> str:
         for name, c in vars(protocol).items()
         if inspect.isclass(c) and c.__module__ == protocol.__name__ and Method in c.__bases__
         for verb in vars(c)
-        if verb in getattr(c, "__abstractmethods__", ())
+        if verb in getattr(c, "__abstractmethods__", ()) and callable(getattr(c, verb))
     ]
     rows = [f"| [{m.name}]({m.name.partition('/')[2]}.md) | {kind(m)} | {rule(m)} | {m.paper.year} |" for m in classes]
     return "\n\n".join(

@@ -74,7 +74,8 @@ class Site:
         new = None
         if self.bias is None:
             rows = self.tensor.shape[-1 if self.transposed else -2]
-            new = type(self.tensor)(self.tensor.detach().new_zeros(rows), requires_grad=self.tensor.requires_grad)
+            make: Any = type(self.tensor)  # torch's Parameter, which this room does not import
+            new = make(self.tensor.detach().new_zeros(rows), requires_grad=self.tensor.requires_grad)
             self.module.register_parameter(self.bias_name, new)
         whole = self.bias.detach()  # type: ignore[union-attr]
         whole = whole if self.index is None else whole[self.index]

@@ -62,8 +62,8 @@ def _product(w: Layout, batch: int) -> Product | None:
         case Nm(n=2, m=4) if PERMUTES and batch <= 4:
             return _whole(_cpu.two_four, rows, view(w.value).reshape(-1), view(w.place))
         case Nm() if PERMUTES and w.n and w.m > 1:
-            value, bits = view(w.value).reshape(-1), (w.m - 1).bit_length()
-            return _whole(_cpu.nm_unpacked, rows, value, view(w.place), w.n, w.m, bits)
+            flat, bits = view(w.value).reshape(-1), (w.m - 1).bit_length()
+            return _whole(_cpu.nm_unpacked, rows, flat, view(w.place), w.n, w.m, bits)
         case Quantised() if (scale := row_scale(w)) is not None:
             return _scaled(_product(w.codes(), batch), scale.float().T.contiguous().numpy())
         case Quantised(pattern=Dense()) | Spqr(body=Quantised(pattern=Dense())) if batch <= FEW:
