@@ -56,5 +56,5 @@ def section(name: str) -> str:
 def _row(row: dict[str, Any], dense: float) -> str:
     times = row["perplexity"] / dense
     shown = f"{times:,.0f}" if times >= 100 else f"{times:.3g}"
-    step = f"`{row['step']}`" if row["step"] else ""
-    return f"| {step or row['method']} | {row['kept']:.1%} | {row['bits']:.2f} | {shown} | {row['kl']:.3g} |"
+    step = "dense" if row["method"] == "dense" else f"`{row['step']}`"
+    return f"| {step} | {row['kept']:.1%} | {row['bits']:.2f} | {shown} | {row['kl']:.3g} |"
