@@ -269,6 +269,7 @@ def test_no_process_outlives_its_parent(tmp_path, ending):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )
     assert parent.stdout.readline() == b"up\n"
     parent.send_signal(ending)
