@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from fewer.layout import Layout
-from fewer.models import restore, sites, swap
+from fewer.models import sites
 
 from .act import Applied
 from .formats import quickest
 from .pack import packed
+from .save import swapped
 
 
 @contextlib.contextmanager
@@ -31,11 +32,8 @@ def fast(applied: Applied, tokens: int = 1) -> Iterator[nn.Module]:
         return quickest(layout, tokens, _inputs(applied.model))
 
     touched = [s for step in applied.steps for s in sites(applied.model, step.where)]
-    before = swap(applied.model, packed(applied.model, touched, applied.stored, choose))
-    try:
+    with swapped(applied.model, packed(applied.model, touched, applied.stored, choose)):
         yield applied.model
-    finally:
-        restore(applied.model, before)
 
 
 def _inputs(model: nn.Module | None) -> torch.dtype:
