@@ -5,8 +5,11 @@ import torch
 from tiny import FAMILIES, batch, build
 from torch import nn
 
-from fewer.models import blocks, feed, finish
+from fewer.calibrate import Gram, watching
+from fewer.models import blocks, feed, finish, sites
 from fewer.models.feed import call, first_of
+from fewer.recipe.look import observe
+from fewer.recipe.walk import Walk
 
 
 def logits(output):
@@ -113,3 +116,22 @@ def test_a_failing_block_leaves_the_model_as_it_was():
 def test_a_block_that_is_not_reached_is_named():
     with pytest.raises(ValueError, match="was not reached"):
         feed(nn.Sequential(nn.Linear(2, 2)), [nn.Linear(2, 2)], 0, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("name, last", [("llama", "down_proj"), ("gpt2", "c_proj"), ("mixtral", None)])
+def test_a_run_that_is_only_listened_to_ends_at_the_last_map_that_listens(name, last):
+    """Statistics are those of whole runs; where all maps hear all batches the last is computed for the first one alone."""
+    model, runs = build(name), []
+    data = torch.randint(model.config.vocab_size, (6, 9))
+    found = [s for s in sites(model) if s.layer == 1]
+    walk = Walk(model, data, batch=2)
+    walk.advance(0)
+    ends = [s.module for s in found if last and last in s.name and "mlp" in s.name]
+    for module in ends:
+        module.register_forward_hook(lambda *_: runs.append(1))
+    brief = observe(walk, 1, [(s, (Gram,)) for s in found])
+    assert len(runs) == len(ends)
+    with watching(found, (Gram,)) as whole:
+        walk.listen(1)
+    for s in found:
+        assert torch.equal(brief[s.name][Gram].value, whole[s.name][Gram].value), s.name

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fewer
 from fewer import kernels
-from fewer.calibrate import Gram, Stats, observe
+from fewer.calibrate import Gram, Stats, inverse_root, observe
 from fewer.core import Site, budget
 from fewer.layout import Bitmask, Bsr, Csr, Dense, Grid, Nm, Quantised, Spqr, Tiles, smallest
 from fewer.layout._grid import pack_codes, unpack_codes
@@ -201,7 +201,7 @@ def test_gptq_is_the_best_that_the_columns_to_come_can_do_at_each_step(text, col
     w, x = a_map(8, cols)
     keep, h = select(w.abs(), budget(text)), observe((Gram,), w, x)[Gram].value
     grid = Grid(4, torch.full((8, 1), 0.5))
-    ours = gptq.in_order(w * keep, keep, gptq.inverse_root(h, 0.0).float(), cols, lambda v, at: grid)
+    ours = gptq.in_order(w * keep, keep, inverse_root(h, 0.0).float(), cols, lambda v, at: grid)
     torch.testing.assert_close(ours.double(), in_double(w * keep, keep, h, 0.5), rtol=1e-4, atol=1e-4)
 
 
@@ -215,7 +215,7 @@ def test_a_group_is_laid_out_when_all_before_it_has_been_made_up_for(group):
         seen.append((at.start, v.clone()))
         return Grid(4, torch.full((8, 1), 0.5))
 
-    gptq.in_order(w, keep, gptq.inverse_root(h, 0.0).float(), group, fit)
+    gptq.in_order(w, keep, inverse_root(h, 0.0).float(), group, fit)
     assert [start for start, _ in seen] == list(range(0, 48, group))
     for start, v in seen:
         moved = in_double(w, keep, h, 0.5, until=start)

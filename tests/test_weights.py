@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from fewer.calibrate import Gram, InputMean, InputSquares, InputVariance, Stats, observe
+from fewer.calibrate import Gram, InputMean, InputSquares, InputVariance, Stats, inverse_root, observe
 from fewer.core import budget
 from fewer.select import select
 from fewer.weights import Pruned, Share
@@ -17,7 +17,7 @@ from fewer.weights.erk import Erk
 from fewer.weights.magnitude import Magnitude
 from fewer.weights.owl import Owl
 from fewer.weights.random import Random
-from fewer.weights.sparse_gpt import SparseGpt, inverse_root
+from fewer.weights.sparse_gpt import SparseGpt
 from fewer.weights.wanda import Wanda
 
 

@@ -3,8 +3,8 @@
     python -m bench.weights.parity LLMC_PYTHON RESULT.json [--model random|bundled] [--rounds 2] [--only 'wanda 50%']
 
 `LLMC_PYTHON` is the interpreter of an environment with `llmcompressor==0.13.0`. Each run is a process of its own, one
-thread, ours and theirs in turn, the same weights in float32 and the same 16 windows of 256 tokens; imports and opening
-the model are not counted. CPU-seconds are those of the fastest round.
+thread, ours and theirs in turn, the same weights in float32 and the same 16 windows of 256 tokens; imports, opening the
+model and a first call on a tiny model are not counted. CPU-seconds are those of the fastest round.
 """
 
 import json
@@ -49,7 +49,8 @@ def prepare(kind: str, folder: Path) -> tuple[Path, Path]:
 
 def run(python: str, script: list[str], words: list[str]) -> dict[str, float]:
     """One pruning in its own process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(["src", "."])}
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    env = {**os.environ, **one, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(["src", "."])}
     done = subprocess.run([python, *script, *words], capture_output=True, text=True, env=env, cwd=HERE.parents[1])
     line = next((x for x in reversed(done.stdout.splitlines()) if x.startswith("spent: ")), None)
     if line is None:

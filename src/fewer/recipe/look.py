@@ -31,12 +31,13 @@ def of_inputs(kinds: tuple[type[Stat], ...]) -> tuple[type[Stat], ...]:
 def observe(walk: Walk, number: int, wanted: Sequence[tuple[Site, tuple[type, ...]]]) -> dict[str, Stats]:
     """Run a block on all data once and collect what is asked for at each site; nothing is run if nothing is asked."""
     with contextlib.ExitStack() as stack:
-        seen: dict[str, Stats] = {}
-        for kinds in dict.fromkeys(k for _, k in wanted):
-            seen |= stack.enter_context(watching([s for s, k in wanted if k == kinds], kinds, walk.crew))
-        if any(kinds for _, kinds in wanted):
-            walk.listen(number)
-    return seen
+        every = dict.fromkeys(k for _, k in wanted)
+        seen = [
+            stack.enter_context(watching([s for s, k in wanted if k == kinds], kinds, walk.crew)) for kinds in every
+        ]
+        if any(every):
+            walk.listen(number, seen[0] if len(seen) == 1 else None)
+    return {name: stats for part in seen for name, stats in part.items()}
 
 
 def seeing(walk: Walk, asked: Wanted) -> Callable[[int, Wanted], dict[str, Stats]]:

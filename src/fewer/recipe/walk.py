@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewer.calibrate import ALONE, Crew
+from fewer.calibrate import ALONE, Crew, Enough, Seen
 from fewer.core import Site
 from fewer.models import blocks
 from fewer.models.feed import call, feed, finish, first_of
@@ -109,11 +109,18 @@ class Walk:
             if number == len(self.modules) and not self._near:
                 self._away = _home(self._away)
 
-    def listen(self, number: int) -> None:
-        """Let the block hear all data, for whoever watches; what it says is dropped."""
+    def listen(self, number: int, seen: Seen | None = None) -> None:
+        """Let the block hear all data, for whoever watches; what it says is dropped.
+
+        Who alone watches gives what he has `seen`: if the first batch comes by all his maps once, the others are heard
+        no further than the last of them.
+        """
         self.need_data()
         for i in range(len(self._batches)):
-            self._run(number, i)
+            with contextlib.suppress(Enough):
+                self._run(number, i)
+            if i == 0 and seen is not None:
+                seen.brief = all(r.calls == 1 for r in seen.readers)
 
     def advance(self, number: int) -> None:
         """Let the block hear all data; what it says is what the next one hears."""

@@ -11,7 +11,7 @@ from fewer.core import Paper, method
 from fewer.layout import Grid
 from fewer.weights import Keep, Pruned, Quantiser, Weight
 
-from .sparse_gpt import LEAF, _halves, inverse_root
+from .sparse_gpt import LEAF, _halves
 
 TITLE = "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 
@@ -32,7 +32,7 @@ class Gptq(Quantiser):
     >>> w, x = torch.tensor([[1.3, 3.3]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     >>> whole = Pruned(w, torch.ones(1, 2, dtype=torch.bool), budget("100%"))
     >>> grid = Grid(4, torch.ones(1, 1))
-    >>> in_order(w, whole.keep, inverse_root(observe((Gram,), w, x)[Gram].value, 1e-6).float(), 2, lambda v, at: grid)
+    >>> in_order(w, whole.keep, observe((Gram,), w, x)[Gram].inverse_root(1e-6).float(), 2, lambda v, at: grid)
     tensor([[1., 4.]])
     """
 
@@ -43,7 +43,7 @@ class Gptq(Quantiser):
     damp: float = 0.01  # of the mean of H's diagonal; the paper's 1 %
 
     def quantise(self, w: Weight, pruned: Pruned, stats: Stats) -> tuple[Weight, Grid]:
-        u, cols = inverse_root(stats[Gram].value, self.damp).float(), w.shape[1]
+        u, cols = stats[Gram].inverse_root(self.damp).float(), w.shape[1]
         Grid.around(pruned.weight[:1], pruned.keep[:1], self.bits, self.group)  # refuses what cannot be
         grids: list[Grid] = []
 

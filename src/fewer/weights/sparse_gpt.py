@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from fewer.calibrate import Gram, Stats
 from fewer.core import Budget, Paper, method
@@ -44,16 +42,18 @@ class SparseGpt(ByScore):
     def score(self, w: Weight, stats: Stats) -> Weight:
         """w_j^2 / [H^-1]_jj: what the loss of one weight alone costs. Joint budgets rank by it."""
         h = stats[Gram].value
-        inverse = inverse_root(h, self.damp).square().sum(0)
+        inverse = stats[Gram].inverse_root(self.damp).square().sum(0)
         return (w.double().square() / inverse * (h.diagonal() > 0)).float()
 
     def prune(self, w: Weight, budget: Budget, stats: Stats) -> tuple[Weight, Keep]:
         budget.check(*w.shape)
         h, cols = stats[Gram].value, w.shape[1]
-        u = inverse_root(h, self.damp).float()
+        u = stats[Gram].inverse_root(self.damp).float()
         v = w.mT.to(torch.float32, copy=True).contiguous()  # a column of w is a row of v: one piece of memory
         keep, loss = torch.ones_like(v, dtype=torch.bool), torch.zeros_like(v)
         price = ((h.diagonal() > 0) / u.diagonal().square())[:, None]
+        gone = torch.empty_like(v)  # 1 / U_jj where a weight goes, else 0
+        lines = list(zip(v.unbind(), gone.unbind(), loss.unbind(), strict=True))
 
         def settle(a: int, b: int, c: int) -> None:
             """Columns b to c make up for what columns a to b lost."""
@@ -61,11 +61,13 @@ class SparseGpt(ByScore):
 
         def columns(a: int, b: int) -> None:
             for j in range(a, b):
-                loss[j] = v[j] * ~keep[j] / u[j, j]
-                v[j + 1 : b].addr_(u[j, j + 1 : b], loss[j], alpha=-1)
+                here, share, lost = lines[j]
+                torch.mul(here, share, out=lost)
+                v[j + 1 : b].addr_(u[j, j + 1 : b], lost, alpha=-1)
 
         def span(a: int, b: int) -> None:
             keep[a:b] = _part((v[a:b].square() * price[a:b]).mT, budget, a, cols).mT
+            torch.div(~keep[a:b], u.diagonal()[a:b, None], out=gone[a:b])
             _halves(a, b, LEAF, columns, settle)
 
         wide = budget.unit[1]
@@ -91,18 +93,3 @@ def _part(cost: Weight, budget: Budget, start: int, cols: int) -> Keep:
     total = budget.of((rows // h if budget.scope == "tensor" else 1) * (cols // w))
     before, upto = (total * (end // w) // (cols // w) for end in (start, start + width))
     return select(cost, replace(budget, keep=upto - before)) if upto > before else torch.zeros_like(cost).bool()
-
-
-def inverse_root(h: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
-    """U in float64, upper triangular, with U^T U = (H + damp * mean(diag) I)^-1; a dead input counts as 1.
-
-    If H = R R^T with R upper triangular, then U = R^-1; R is the Cholesky factor of H read backwards.
-    """
-    h = h.double()
-    dead, mean = (h.diagonal() == 0).double(), h.diagonal().mean()
-    for times in (1, 10, 100, 1000):
-        root, failed = torch.linalg.cholesky_ex((h + torch.diag(dead + times * damp * mean)).flip(0, 1))
-        if not failed:
-            eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
-            return torch.linalg.solve_triangular(root.flip(0, 1), eye, upper=True)
-    raise ValueError(f"H = X^T X is singular, even with damp={1000 * damp:g}: show more tokens, or raise `damp`")

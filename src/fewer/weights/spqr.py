@@ -13,7 +13,6 @@ from fewer.select import select
 from fewer.weights import Keep, Pruned, Quantiser, Weight
 
 from .gptq import in_order
-from .sparse_gpt import inverse_root
 
 TITLE = "SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression"
 
@@ -53,7 +52,7 @@ class Spqr(Quantiser):
             raise ValueError(
                 f"scales of {self.rows} rows share a grid, and {len(w)} rows do not divide; give `rows` that do"
             )
-        u = inverse_root(stats[Gram].value, self.damp).float()
+        u = stats[Gram].inverse_root(self.damp).float()
         apart = self.apart(pruned, u)
         scales: list[Quantised] = []
         zeros: list[Quantised] = []
