@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fewer.calibrate import InputSquares, watching
 from fewer.data import corpus, windows
-from fewer.models import locate, open_model, tokenizer_of
+from fewer.models import locate, open_model, sites, tokenizer_of
 
 HERE = Path(__file__).parent
 SIZE = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -59,10 +60,10 @@ def run(python: str, script: list[str], words: list[str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def logits(place: Path, weights: Path | None, ids: torch.Tensor) -> torch.Tensor:
+def logits(place: Path, weights: dict | None, ids: torch.Tensor) -> torch.Tensor:
     model, _ = open_model(place)
     if weights is not None:
-        model.load_state_dict(load_file(weights), strict=False)
+        model.load_state_dict(weights, strict=False)
     return torch.cat([model(row[None]).logits.log_softmax(-1) for row in ids[:8]])
 
 
@@ -71,13 +72,35 @@ def divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
     return (dense.exp() * (dense - other)).sum(-1).mean().item()
 
 
-def masks(ours: Path, theirs: Path) -> dict[str, int]:
-    """How many weights are zero in one and not in the other."""
-    a, b = load_file(ours), load_file(theirs)
-    maps = [k for k in a if k.endswith("_proj.weight")]
-    differ = sum(int(((a[k] == 0) != (b[k] == 0)).sum()) for k in maps)
-    zeros = [sum(int((t[k] == 0).sum()) for k in maps) for t in (a, b)]
-    return {"weights": sum(a[k].numel() for k in maps), "differ": differ, "zeros": zeros[0], "their zeros": zeros[1]}
+def masks(ours: dict, theirs: dict) -> dict[str, int | list[int]]:
+    """How many weights are zero in one and not in the other, in all and block by block."""
+    maps = [k for k in ours if k.endswith("_proj.weight")]
+    differ: dict[int, int] = {}
+    for k in maps:
+        block = int(k.split("layers.")[1].split(".")[0])
+        differ[block] = differ.get(block, 0) + int(((ours[k] == 0) != (theirs[k] == 0)).sum())
+    zeros = [sum(int((t[k] == 0).sum()) for k in maps) for t in (ours, theirs)]
+    sizes = {"weights": sum(ours[k].numel() for k in maps), "zeros": zeros[0], "their zeros": zeros[1]}
+    return sizes | {"differ": sum(differ.values()), "by block": [differ[n] for n in sorted(differ)]}
+
+
+@torch.no_grad()
+def gap(place: Path, ids: torch.Tensor, ours: dict, theirs: dict) -> float:
+    """Wanda in block 0, where both hear the same: the scores, in float64, of weights that one keeps and the other prunes
+    in the same row or group. How far apart are they, in parts of themselves, at most? 0 if the masks are one."""
+    model, _ = open_model(place)
+    found = [s for s in sites(model.double()) if s.layer == 0]
+    with watching(found, (InputSquares,)) as seen:
+        for row in ids:
+            model(row[None])
+    worst = 0.0
+    for s in found:
+        a, b = (t[f"{s.name}.weight"] != 0 for t in (ours, theirs))
+        score = s.read().abs() * seen[s.name][InputSquares].value.double().sqrt()
+        for row in (a != b).any(1).nonzero().flatten():
+            torn = score[row][(a != b)[row]]
+            worst = max(worst, (1 - torn.min() / torn.max()).item())
+    return worst
 
 
 def case(python: str, place: Path, tokens: Path, method: str, pattern: str, rounds: int) -> dict:
@@ -89,9 +112,12 @@ def case(python: str, place: Path, tokens: Path, method: str, pattern: str, roun
         spent["theirs"].append(run(python, ["bench/weights/peers/llm_compressor.py"], words("theirs")))
         spent["ours"].append(run(sys.executable, ["-m", "bench.weights.peers.ours"], words("ours")))
     ids = load_file(tokens)["ids"]
+    left = {who: load_file(folder / f"{who}.safetensors") for who in spent}
     dense = logits(place, None, ids)
-    kl = {who: divergence(dense, logits(place, folder / f"{who}.safetensors", ids)) for who in spent}
-    same = masks(folder / "ours.safetensors", folder / "theirs.safetensors")
+    kl = {who: divergence(dense, logits(place, left[who], ids)) for who in spent}
+    same = masks(*left.values())
+    if method == "wanda" and pattern == "50%":
+        same["gap"] = gap(place, ids, *left.values())
     return {"method": method, "pattern": pattern, "kl": kl, "masks": same, "spent": spent}
 
 

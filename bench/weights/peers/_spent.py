@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable
 
-
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}  # to warm up on
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from fewer.calibrate import Gram, Stats
 from fewer.core import Budget, Paper, method
+from fewer.kernels.feedback import feedback
 from fewer.select import select
 from fewer.weights import ByScore, Keep, Weight
 
@@ -51,27 +53,25 @@ class SparseGpt(ByScore):
         u = stats[Gram].inverse_root(self.damp).float()
         v = w.mT.to(torch.float32, copy=True).contiguous()  # a column of w is a row of v: one piece of memory
         keep, loss = torch.ones_like(v, dtype=torch.bool), torch.zeros_like(v)
-        price = ((h.diagonal() > 0) / u.diagonal().square())[:, None]
-        gone = torch.empty_like(v)  # 1 / U_jj where a weight goes, else 0
-        lines = list(zip(v.unbind(), gone.unbind(), loss.unbind(), strict=True))
+        price = (h.diagonal() > 0) / u.diagonal().square()
 
         def settle(a: int, b: int, c: int) -> None:
             """Columns b to c make up for what columns a to b lost."""
             v[b:c].addmm_(u[a:b, b:c].mT, loss[a:b], alpha=-1)
 
-        def columns(a: int, b: int) -> None:
-            for j in range(a, b):
-                here, share, lost = lines[j]
-                torch.mul(here, share, out=lost)
-                v[j + 1 : b].addr_(u[j, j + 1 : b], lost, alpha=-1)
+        def columns(a: int, b: int, n: int = 0, m: int = 0) -> None:
+            v[a:b], keep[a:b] = feedback(v[a:b], u[a:b, a:b], price[a:b], keep[a:b], n, m)
+            torch.div(v[a:b].masked_fill(keep[a:b], 0), u.diagonal()[a:b, None], out=loss[a:b])
 
         def span(a: int, b: int) -> None:
-            keep[a:b] = _part((v[a:b].square() * price[a:b]).mT, budget, a, cols).mT
-            torch.div(~keep[a:b], u.diagonal()[a:b, None], out=gone[a:b])
+            keep[a:b] = _part((v[a:b].square() * price[a:b, None]).mT, budget, a, cols).mT
             _halves(a, b, LEAF, columns, settle)
 
-        wide = budget.unit[1]
-        _halves(0, cols, wide * (budget.group or max(1, self.block // wide)), span, settle)
+        wide, group = budget.unit[1], budget.group
+        if group and budget.unit == (1, 1) and LEAF % group == 0:
+            _halves(0, cols, LEAF, partial(columns, n=budget.of(group), m=group), settle)
+        else:
+            _halves(0, cols, wide * (group or max(1, self.block // wide)), span, settle)
         return (v * keep).mT.to(w.dtype).contiguous(), keep.mT.contiguous()
 
 
