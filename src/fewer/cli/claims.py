@@ -15,6 +15,7 @@ def claims(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("docs/claims.md"),
     model: Annotated[str, typer.Option(help="What to measure them on.")] = "bundled",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes side by side; one a core by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Run the checks of what papers claim, and write docs/claims.md: paper, claim, here, verdict.
@@ -30,7 +31,7 @@ def claims(
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.parent} is no directory to write {out.name} in")
     with Live(quiet=json) as live:
-        findings = check(found, Bench.at(model, jobs=jobs, progress=live.progress, found=live.found))
+        findings = check(found, Bench.at(model, jobs=jobs, device=device, progress=live.progress, found=live.found))
     from ._about import about
 
     out.write_text(markdown(findings, about(model, str(Text()), ctx.obj or [])), encoding="utf-8")

@@ -17,6 +17,7 @@ from fewer.measure import Estimate, paired
 
 from .frontier import Bench
 from .point import Point
+from .results import folder
 from .steps import step
 
 HOLDS, WEAKER, FAILS = "holds", "weaker", "does not hold here"
@@ -55,8 +56,9 @@ class Claim(ABC):
     def steps(self) -> tuple[str, ...]:
         """What must be measured."""
 
-    def prepare(self) -> None:  # noqa: B027  most claims need nothing
-        """Make what the steps read, such as masks that must be learnt first; may take minutes, done once."""
+    def prepare(self, model: str, device: str) -> "Claim":
+        """The claim, when what its steps read (such as masks that must be learnt first) is there; may take minutes, once."""
+        return self
 
     @abstractmethod
     def judge(self, points: Mapping[str, Point]) -> Finding:
@@ -133,7 +135,7 @@ def _compared(method: str, first: str, second: str, points: Mapping[str, Point])
         f"{first} {ours.perplexity.value:.3g}, {second} {baseline.perplexity.value:.3g}: "
         f"{_percent(apart.value)} [{_percent(apart.low)}, {_percent(apart.high)}] perplexity"
     )
-    return apart, here
+    return apart, here.replace(str(folder()), "$FEWER_CACHE")
 
 
 def verdict(apart: Estimate, factor: float = 1.0) -> str:
@@ -173,8 +175,7 @@ def _of(file: Path) -> Iterator[Claim]:
 
 def check(claims: Sequence[Claim], bench: Bench) -> list[Finding]:
     """Measure what the claims ask for, each step once, and judge."""
-    for claim in claims:
-        claim.prepare()
+    claims = [claim.prepare(bench.base.model, bench.base.device) for claim in claims]
     steps = dict.fromkeys(str(step(text)) for claim in claims for text in claim.steps)
     points = dict(zip(steps, bench.points([step(text) for text in steps]), strict=True))
     return [claim.judge(points) for claim in claims]

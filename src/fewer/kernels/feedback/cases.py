@@ -20,4 +20,5 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[Tensor, Tensor, Ten
         price[: k // 5] = 0
         keep = torch.rand(k, outs, generator=make) < 0.5
         each = (v, u.to(dtype)[:k, :k], price.to(dtype), keep)  # u is a view of a larger one
-        yield (*(t.to(device) for t in each), n, m)
+        v, u, price, keep = (t.to(device) for t in each)
+        yield v, u, price, keep, n, m

@@ -2,6 +2,8 @@
 
 import weakref
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,30 +13,72 @@ from torch import Tensor
 from fewer.kernels._simd import PERMUTES, threads, view
 from fewer.layout import Bitmask, Csr, Dense, Layout, Nm, Quantised, Spqr, Tiles
 
-from . import _codes, _cpu, dense
+from . import _codes, _cpu, _entry, dense
+from ._entry import Entry, bind
 from .cost import row_scale
 
 FEW = 8  # tokens: beyond, unpacking once for the vendor's product costs less
 HEIGHTS = (4, 8, 16, 32)  # tiles that fill vectors
 Product = Callable[[Tensor], np.ndarray]
-_products: weakref.WeakKeyDictionary[Layout, dict[int, Product | None]] = weakref.WeakKeyDictionary()
+_products: weakref.WeakKeyDictionary[Layout, dict[int, Any]] = (
+    weakref.WeakKeyDictionary()
+)  # 1: an `Entry`; -n: a `Product`
 
 
 def sparse_linear(
     x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None
 ) -> Float[Tensor, "*b n_out"]:
+    known = _products.get(w)
+    if known is None:
+        known = _products[w] = {}
+    if (batch := x.numel() // w.shape[1] if w.shape[1] and x.dtype != torch.float64 else 0) == 1:
+        if 1 not in known:
+            known[1] = _one(w)
+        if (entry := known[1]) is not None:
+            return _single(x, w.shape[0], entry, bias)
     rows = (x.detach() if x.requires_grad else x).reshape(-1, x.shape[-1]).float()
-    batch = 0 if x.dtype == torch.float64 or not rows.numel() else len(rows)
-    known = _products.setdefault(w, {})
-    if batch not in known:
-        known[batch] = _product(w, batch) if batch else None
-    if (product := known[batch]) is None:
+    if (many := -batch) not in known:
+        known[many] = _product(w, batch) if batch else None
+    if (product := known[many]) is None:
         return dense.sparse_linear(x, w, bias)
     threads()
     out = torch.from_numpy(product(rows.contiguous())[:batch])
     if bias is not None:
         out += bias
     return out.to(x.dtype).view(*x.shape[:-1], w.shape[0])
+
+
+def _single(x: Tensor, rows: int, entry: Entry, bias: Tensor | None) -> Tensor:
+    """One token, with as few calls of torch as there can be."""
+    threads()
+    given = x if x.dtype == torch.float32 and x.is_contiguous() else x.float().contiguous()
+    out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+    add = bias if bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()) else bias.float().contiguous()
+    entry(given.data_ptr(), 0 if add is None else add.data_ptr(), out.data_ptr())
+    return out if x.dtype == torch.float32 else out.to(x.dtype)
+
+
+def _one(w: Layout, scale: np.ndarray | None = None) -> Entry | None:
+    """The loop for one token with the stored arrays bound, as a C function; None where there is none."""
+    rows, cols = w.shape
+    if not rows or any(not t.is_contiguous() or t.dtype == torch.float64 for t in w.tensors().values()):
+        return None
+    bound = partial(bind, cols=cols, rows=rows, scale=scale)
+    match w:
+        case Dense(value=value) if value.ndim == 2:
+            return bound(_entry.dense, view(value))
+        case Tiles(height=16):
+            return bound(_entry.tiles16, view(w.value), view(w.column), view(w.start))
+        case Csr():
+            return bound(_entry.csr, view(w.value), view(w.column), view(w.start))
+        case Bitmask() if PERMUTES:
+            return bound(_entry.bitmask, view(w.value), view(w.mask), view(w.start))
+        case Nm(n=2, m=4) if PERMUTES:
+            return bound(_entry.two_four, view(w.value), view(w.place))
+        case Quantised() if scale is None and (found := row_scale(w)) is not None:
+            return _one(w.codes(), found.float().contiguous().numpy())
+        case _:
+            return None
 
 
 def _product(w: Layout, batch: int) -> Product | None:
