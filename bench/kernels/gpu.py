@@ -131,17 +131,18 @@ def packed(rows: int, cols: int, density: float) -> dict[str, Layout]:
 
 def large(run: Run, rows: int, cols: int) -> None:
     """At full size, against float64 on the device, by the norm of the difference."""
-    bad = []
-    for name, w in packed(rows, cols, 0.5).items():
-        for batch in BATCHES:
-            x = normal(batch, cols)
+    bad, cases = [], 0
+    for name, w in (*packed(rows, cols, 0.5).items(), *packed(rows, cols, 0.125).items()):
+        for batch in (1, 2, 5, 8, 16):
+            x, cases = normal(batch, cols), cases + 1
             try:
                 truth = x.double() @ w.dense().double().T
                 error = (kernels.load("sparse_linear", "gpu")(x, w).double() - truth).norm() / truth.norm()
                 bad += [] if error < 5e-3 else [f"{name} batch {batch}: relative error {error:.1e}"]
             except Exception as why:
                 bad.append(f"{name} batch {batch}: {type(why).__name__}: {str(why)[:300]}")
-    run.found["checks"].append({"op": f"sparse_linear {rows}x{cols}", "dtype": str(SMALL), "cases": 18, "bad": bad})
+    found = {"op": f"sparse_linear {rows}x{cols}", "dtype": str(SMALL), "cases": cases, "bad": bad}
+    run.found["checks"].append(found)
 
 
 def rotated(w, least: int = 2) -> list:
@@ -172,11 +173,12 @@ def dense(run: Run, rows: int, cols: int) -> None:
 def sparse(run: Run, rows: int, cols: int, density: float) -> None:
     """Every layout, with the launch of the table; and what unpacking takes."""
     ours, layouts = kernels.load("sparse_linear", "gpu"), packed(rows, cols, density)
-    same = {name: rotated(w) for name, w in layouts.items()}
+    same, whole = {name: rotated(w) for name, w in layouts.items()}, rotated(normal(rows, cols))
     what = dict(op="sparse_linear", rows=rows, cols=cols, density=density)
     for batch in BATCHES:
         x = normal(batch, cols)
         calls = {name: [partial(ours, x, w) for w in ws] for name, ws in same.items()}
+        calls["torch dense"] = [partial(F.linear, x, w) for w in whole]  # in the same run, to compare
         run.time(what | {"batch": batch, "stored": str(SMALL)[6:]}, calls, {n: w.bytes for n, w in layouts.items()})
     calls = {name: [w.dense for w in ws] for name, ws in same.items()}
     run.time(what | {"op": "unpack", "batch": 0}, calls, {}, replays=5, graphs=False)  # waits for the device
@@ -192,8 +194,8 @@ def prompt(run: Run, rows: int, cols: int) -> None:
         if device.CUDA:
             semi = torch.sparse.to_sparse_semi_structured(masked)
             calls["torch semi-structured"] = [partial(F.linear, x, semi)] * 2
-            error = (ours(x[:64], w).double() - x[:64].double() @ masked.double().T).norm()
-            error = float(error / (x[:64].double() @ masked.double().T).norm())
+            truth = x.double() @ masked.double().T
+            error = float((ours(x, w).double() - truth).norm() / truth.norm())
             found = {"op": f"2:4 {rows}x{cols} {tokens} tokens", "dtype": str(SMALL), "cases": 1}
             run.found["checks"].append(found | {"bad": [] if error < 5e-3 else [f"relative error {error:.1e}"]})
         what = dict(op="sparse_linear", rows=rows, cols=cols, density=0.5, batch=tokens, stored=str(SMALL)[6:])
@@ -266,7 +268,9 @@ def main() -> None:
             for dtype in (torch.float32, torch.float16, torch.bfloat16)[: None if device.CUDA else 2]:
                 if "gpu" in kernels.backends(op):
                     run.part(f"check {op} {dtype}", check, op, dtype)
-        run.part("check at full size", large, *shapes[0])
+        for shape in shapes:
+            run.part(f"check {shape}", large, *shape)
+        run.part("check of many rows", large, *(256, 64) if args.tiny else (327680, 256))  # many for each warp
         run.part("launch", launch)
         for shape in shapes:
             run.part(f"dense {shape}", dense, *shape)

@@ -19,8 +19,11 @@ def linear(found: dict) -> list[str]:
     columns = [(r, c, b) for r, c in dict.fromkeys(k[:2] for k in rows) for b in (1, 16)]
     head = [f"{r}x{c}, {b} token{'s' * (b > 1)}" for r, c, b in columns]
     out = [f"| weights | kept | {' | '.join(head)} |", "|---|---|" + "---|" * len(columns)]
-    for density, name in sorted({(-k[2], k[4]) for k in rows}, key=lambda v: (-rank(v[1]), v[1], v[0])):
-        cells = [cell(rows.get((r, c, -density, b, name)), rows[r, c, 1.0, b, "torch dense"]) for r, c, b in columns]
+    listed = {(-k[2], k[4]) for k in rows if k[2] == 1 or k[4] != "torch dense"}  # below 1 it stands beside the others
+    for density, name in sorted(listed, key=lambda v: (-rank(v[1]), v[1], v[0])):
+        sides = [(r, c, kept, b, "torch dense") for r, c, b in columns for kept in (-density, 1.0)]
+        beside = [rows.get(a) or rows[z] for a, z in zip(sides[::2], sides[1::2], strict=True)]
+        cells = [cell(rows.get((r, c, -density, b, name)), d) for (r, c, b), d in zip(columns, beside, strict=True)]
         kept = 0.5 if name == "torch semi-structured" else -density
         out.append(f"| {NAMES.get(name, name)} | {kept:.0%} | {' | '.join(cells)} |")
     return out
