@@ -18,16 +18,16 @@ JOINS = {"Corrector": "+", "Allocator": "by"}
 WHOLE = ["magnitude + quantise", "magnitude + gptq", "magnitude + spqr"]
 
 
-def groups() -> list[tuple[list[str], list[str]]]:
-    """What is measured together, and at which budgets."""
+def groups() -> list[tuple[list[str], list[str], str]]:
+    """What is measured together, at which budgets, and on which maps."""
     short = {n: n.partition("/")[2] for n in methods("weights")}
     of = {k: [short[n] for n in short if kind(find(n)) == k] for k in ("Pruner", "Slimmer", *JOINS)}
     added = [f"wanda {JOINS[k]} {name}" for k in JOINS for name in of[k]]
     return [
-        ([*of["Pruner"], *added], ["50%", "30%", "2:4"]),
-        (WHOLE, ["100%"]),
-        (of["Slimmer"], ["75%", "50%"]),
-        (["mask_llm(file=masks.npz)"], ["2:4"]),
+        ([*of["Pruner"], *added], ["50%", "30%", "2:4"], "*"),
+        (WHOLE, ["100%"], "*"),
+        (of["Slimmer"], ["75%", "50%"], "mlp"),
+        (["mask_llm(file=masks.npz)"], ["2:4"], "*"),
     ]
 
 
@@ -45,8 +45,8 @@ def main() -> None:
         learn = ["train", "weights/mask_llm", "2:4", model, "-o", "masks.npz", "--prior", "weights/sparse_gpt 2:4"]
         if fewer([*learn, "--device", said.device]):
             raise SystemExit("the masks could not be learnt")
-        for names, budgets in groups():
-            points = frontier(model, ("weights",), budgets, names, data=Text(), out="part.jsonl", jobs=said.jobs,
+        for names, budgets, where in groups():
+            points = frontier(model, ("weights",), budgets, names, where, Text(), out="part.jsonl", jobs=said.jobs,
                               device=said.device, found=lambda p: print(p.step or "dense", p.perplexity, p.error or "", flush=True))  # fmt: skip
             told = Path("part.jsonl").read_text(encoding="utf-8").splitlines()
             lines |= {p.step: line for p, line in zip(points, told, strict=True)}
