@@ -20,9 +20,10 @@ from fewer.layout import Layout, Nm
 KINDS = {torch.bfloat16: 14, torch.float16: 2}  # cudaDataType
 ROW, COLUMN, PLAIN, TURNED, HALF_KEPT, FLOAT32 = 2, 1, 0, 1, 0, 2  # cusparseOrder_t, cusparseOperation_t, ...
 ALGORITHM, LAST_ALGORITHM = 0, 1  # attributes of a choice of algorithm
-LEAST, EIGHT = 16, 8  # rows and columns that a matrix has at least; what all its sizes are multiples of
+SIZE = 16  # what the rows and columns of a sparse matrix are multiples of
 BATCH, FEWEST = 64, 256  # tokens: what their number is a multiple of, and from where this is faster than cuBLAS
 ALIGN, OPAQUE = 16, 16384  # bytes; no structure of any version is larger
+TRIED = 21  # algorithms: all that bfloat16 has; of the more for float16, number 36 is an illegal instruction on an H100
 
 
 class _Opaque:
@@ -114,10 +115,10 @@ class _Product:
         last = ctypes.c_int()
         size = ctypes.c_size_t(4)
         _do("MatmulAlgGetAttribute", self.handle.at, self.choice.at, LAST_ALGORITHM, ctypes.byref(last), size)
-        return range(last.value)
+        return range(min(last.value, TRIED))
 
     def plan(self, algorithm: int) -> Plan:
-        """Once only: the plan looks into this description while it runs."""
+        """Once only: the plan looks into this description while it runs, and the next one at what the last plan left."""
         number, size, plan = ctypes.c_int(algorithm), ctypes.c_size_t(), _Opaque()
         at = (self.handle.at, self.choice.at)
         _do("MatmulAlgSetAttribute", *at, ALGORITHM, ctypes.byref(number), ctypes.c_size_t(4))
@@ -129,16 +130,16 @@ class _Product:
 
 
 def able(w: Layout, x: Tensor) -> TypeGuard[Nm]:
-    """Whether the library takes these, and is faster: 2:4 in 16 bits, sizes in eights, as many tokens as it needs."""
+    """Whether the library takes these, and is faster: 2:4 in 16 bits, sizes in sixteens, as many tokens as it needs."""
     if (
         not isinstance(w, Nm)
         or (w.n, w.m) != (2, 4)
-        or len(x) < FEWEST
+        or x.shape[0] < FEWEST
         or x.dtype not in KINDS
         or w.value.dtype != x.dtype
     ):
         return False
-    return min(w.shape) >= LEAST and not any(size % EIGHT for size in w.shape) and library() is not None
+    return min(w.shape) > 0 and not any(size % SIZE for size in w.shape) and library() is not None
 
 
 def multiply(x: Tensor, w: Nm, bias: Tensor | None) -> Tensor:
@@ -146,11 +147,12 @@ def multiply(x: Tensor, w: Nm, bias: Tensor | None) -> Tensor:
 
     That packed form stays as long as `w` does: 9 bits a weight more.
     """
-    tokens = -(-len(x) // BATCH) * BATCH
-    padded = torch.nn.functional.pad(x, (0, 0, 0, tokens - len(x))) if tokens > len(x) else x
+    few = x.shape[0]
+    tokens = -(-few // BATCH) * BATCH
+    padded = torch.nn.functional.pad(x, (0, 0, 0, tokens - few)) if tokens > few else x
     out = x.new_empty(tokens, w.shape[0])
     _plan(*w.shape, tokens, x.dtype, x.device.index or 0).run(_packed(w), padded.contiguous(), out)
-    out = out[: len(x)]
+    out = out[:few] if tokens > few else out
     return out if bias is None else out.add_(bias)
 
 
@@ -174,18 +176,13 @@ def _fastest(rows: int, cols: int, tokens: int, dtype: torch.dtype, device: int)
     """The algorithm of the least time, each run a few times on random numbers. Not while a graph is captured."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("2:4 times its algorithms at the first call of a size: make that call before you capture it")
-    w = torch.randn(rows, cols, device=device, dtype=dtype) * torch.tensor([1, 0, 1, 0], device=device).repeat(
-        cols // 4
-    )
-    x, out = torch.randn(tokens, cols, device=device, dtype=dtype), w.new_empty(tokens, rows)
-    sparse, product, best = (
-        torch._cslt_compress(w.to(dtype)),
-        _Product(rows, cols, tokens, dtype, device),
-        (torch.inf, 0),
-    )
-    for number in product.algorithms:
+    kept = torch.tensor([1, 0, 1, 0], device=device, dtype=dtype).repeat(cols // 4)
+    sparse = torch._cslt_compress(torch.randn(rows, cols, device=device, dtype=dtype) * kept)
+    x = torch.randn(tokens, cols, device=device, dtype=dtype)
+    out, best = x.new_empty(tokens, rows), (torch.inf, 0)
+    for number in _Product(rows, cols, tokens, dtype, device).algorithms:
         try:
-            plan = product.plan(number)
+            plan = _Product(rows, cols, tokens, dtype, device).plan(number)
             plan.run(sparse, x, out)
         except RuntimeError:  # not for this size
             continue

@@ -58,19 +58,15 @@ __device__ __forceinline__ u32 once(const u16* p) {
     return v;
 }
 
-// One column's inputs in shared memory: a float for one token, else TOKENS numbers of 16 bits side by side.
-#if TOKENS == 1
+// A column's inputs in shared memory: TOKENS numbers of 16 bits side by side, but for N:M and one token a float.
+#if TOKENS == 1 && defined(GAPS)
+#define BYTES 2
+__device__ __forceinline__ void add(float* sum, float w, const char* at) { sum[0] += w * low(*(const u16*)at); }
+#elif TOKENS == 1
 #define BYTES 4
-__device__ __forceinline__ void put(char* at, const u16* x, int column, int columns) {
-    *(float*)at = column < columns ? low(x[column]) : 0.0f;
-}
 __device__ __forceinline__ void add(float* sum, float w, const char* at) { sum[0] += w * *(const float*)at; }
 #else
 #define BYTES (2 * TOKENS)
-__device__ __forceinline__ void put(char* at, const u16* x, int column, int columns) {
-#pragma unroll
-    for (int b = 0; b < TOKENS; b++) ((u16*)at)[b] = column < columns ? x[(long long)b * columns + column] : 0;
-}
 __device__ __forceinline__ void add(float* sum, float w, const char* at) {
     u32 pairs[TOKENS / 2];
 #if TOKENS == 2
@@ -88,6 +84,49 @@ __device__ __forceinline__ void add(float* sum, float w, const char* at) {
 }
 #endif
 
+// Takes neighbouring columns in one load and puts them `apart` bytes from each other.
+#ifdef GAPS
+#define TAKEN 2
+#else
+#define TAKEN 8
+#endif
+__device__ __forceinline__ void put(char* at, int apart, const u16* x, int column, int columns) {
+    u32 in[TOKENS][TAKEN / 2];
+#pragma unroll
+    for (int b = 0; b < TOKENS; b++) {
+        const u16* from = x + (long long)b * columns + column;
+#pragma unroll
+        for (int i = 0; i < TAKEN / 2; i++) in[b][i] = 0;
+        if (column >= columns) continue;
+#ifdef GAPS
+        in[b][0] = columns % 2 ? from[0] : *(const u32*)from;  // rows of an odd length are not aligned
+        if (columns % 2 && column + 1 < columns) in[b][0] |= (u32)from[1] << 16;
+#else
+        const uint4 eight = *(const uint4*)from;
+        in[b][0] = eight.x, in[b][1] = eight.y, in[b][2] = eight.z, in[b][3] = eight.w;
+#endif
+    }
+#pragma unroll
+    for (int i = 0; i < TAKEN; i++, at += apart) {
+#if TOKENS == 1
+        *(float*)at = i & 1 ? high(in[0][i / 2]) : low(in[0][i / 2]);
+#else
+        u32 pairs[TOKENS / 2];
+#pragma unroll
+        for (int b = 0; b < TOKENS / 2; b++) {
+            pairs[b] = __byte_perm(in[2 * b][i / 2], in[2 * b + 1][i / 2], i & 1 ? 0x7632 : 0x5410);
+        }
+#if TOKENS == 2
+        *(u32*)at = pairs[0];
+#elif TOKENS == 4
+        *(u64*)at = *(const u64*)pairs;
+#else
+        *(uint4*)at = *(const uint4*)pairs;
+#endif
+#endif
+    }
+}
+
 __device__ __forceinline__ void finish(float* sum, int lane, int row, int rows, const u16* bias, u16* out) {
 #pragma unroll
     for (int b = 0; b < TOKENS; b++) {
@@ -98,6 +137,28 @@ __device__ __forceinline__ void finish(float* sum, int lane, int row, int rows, 
 }
 
 #ifdef GAPS
+__device__ __forceinline__ void stage(char* inputs, const u16* x, int columns) {
+#if TOKENS == 1
+    if (columns % 8 == 0) {
+        for (int i = 8 * threadIdx.x; i < columns; i += 8 * THREADS) {
+            const u32 to = (u32)__cvta_generic_to_shared(inputs + i * BYTES);
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(x + i) : "memory");
+        }
+        if (threadIdx.x < 32) ((u16*)inputs)[columns + threadIdx.x] = 0;
+        asm volatile("cp.async.wait_all;" ::: "memory");
+    } else {
+        for (int i = threadIdx.x; i < columns + 32; i += THREADS) ((u16*)inputs)[i] = i < columns ? x[i] : 0;
+    }
+#else
+    for (int i = 2 * threadIdx.x; i < columns + 32; i += 2 * THREADS) put(inputs + i * BYTES, BYTES, x, i, columns);
+#endif
+}
+
+// Adds what the lane `d` below has, where there is one.
+__device__ __forceinline__ void scan(u32& n, int d) {
+    asm volatile("{.reg .u32 m; .reg .pred p; shfl.sync.up.b32 m|p, %0, %1, 0, -1; @p add.u32 %0, %0, m;}" : "+r"(n) : "r"(d));
+}
+
 // Gaps: how many columns to skip before each survivor, four bits each; a scan over the warp says where each lane begins.
 struct Step {
     uint4 v[AHEAD];
@@ -114,17 +175,25 @@ __device__ __forceinline__ void fetch(Step& s, const uint4* value, const u32* ga
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 run(const u16* x, const uint4* value, const u32* gap, const int* start, const u16* bias, u16* out, int rows, int columns) {
-    extern __shared__ char inputs[];
+    extern __shared__ __align__(16) char inputs[];
     const int lane = threadIdx.x & 31, stride = gridDim.x * (THREADS / 32);
     int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    int first = row < rows ? start[row] : 0, last = row < rows ? start[row + 1] : 0;
+    // lane i knows where the i-th row of this warp begins and ends: no load of a row waits for another load
+    int mine = row + lane * stride, turn = 0;
+    int from = mine < rows ? start[mine] : 0, to = mine < rows ? start[mine + 1] : 0;
+    int first = __shfl_sync(~0u, from, 0), last = __shfl_sync(~0u, to, 0);
     Step now, next;
     fetch(now, value, gap, first + lane, last);  // on its way while the inputs are put in place
-    for (int i = threadIdx.x; i < columns + 32; i += THREADS) put(inputs + i * BYTES, x, i, columns);
+    stage(inputs, x, columns);
     __syncthreads();
     for (; row < rows; row += stride) {
-        const bool more = row + stride < rows;
-        const int first_after = more ? start[row + stride] : 0, last_after = more ? start[row + stride + 1] : 0;
+        if (++turn == 32) {
+            mine += 32 * stride;
+            turn = 0;
+            from = mine < rows ? start[mine] : 0;
+            to = mine < rows ? start[mine + 1] : 0;
+        }
+        const int first_after = __shfl_sync(~0u, from, turn), last_after = __shfl_sync(~0u, to, turn);
         float sum[TOKENS] = {};
         u32 before = 0;
         do {
@@ -140,10 +209,7 @@ run(const u16* x, const uint4* value, const u32* gap, const int* start, const u1
 #pragma unroll
             for (int d = 1; d < 32; d <<= 1) {
 #pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    const u32 n = __shfl_up_sync(~0u, upto[a], d);
-                    upto[a] += lane >= d ? n : 0;
-                }
+                for (int a = 0; a < AHEAD; a++) scan(upto[a], d);
             }
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
@@ -194,15 +260,15 @@ __device__ __forceinline__ void fetch(Step& s, const uint4* value, const u8* pla
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 run(const u16* x, const uint4* value, const u8* place, const u16* bias, u16* out, int rows, int columns) {
-    extern __shared__ char inputs[];
+    extern __shared__ __align__(16) char inputs[];
     const int chunks = columns / CHUNK, whole = (chunks + 31) / 32 * 32 * CHUNK;
     const int lane = threadIdx.x & 31, stride = gridDim.x * (THREADS / 32);
     int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     Step now, next;
     fetch(now, value, place, (long long)row * chunks, lane, row < rows ? chunks : 0);  // on its way meanwhile
-    for (int i = threadIdx.x; i < whole; i += THREADS) {
-        const int column = ((i / (32 * CHUNK)) * 32 + (i & 31)) * CHUNK + (i / 32) % CHUNK;
-        put(inputs + i * BYTES, x, column, columns);
+    for (int i = threadIdx.x; i < whole / 8; i += THREADS) {  // lane by chunk: its eight go to neighbours of eight lines
+        const int block = i / (4 * CHUNK) * 32, line = 8 * (i / 32 % (CHUNK / 8));
+        put(inputs + (block * CHUNK + line * 32 + lane) * BYTES, 32 * BYTES, x, (block + lane) * CHUNK + line, columns);
     }
     __syncthreads();
     for (; row < rows; row += stride) {
