@@ -1,4 +1,4 @@
-"""The tables of docs/kernels.md from results: `python -m bench.kernels.table bench/kernels/results/gpu-h200.json docs/kernels.md`.
+"""The tables of docs/kernels.md from results: `python -m bench.kernels.table bench/kernels/results/gpu-h100.json docs/kernels.md`.
 
 Results of a GPU go between the markers `gpu: begin` and `gpu: end` of the page, those of a CPU between `cpu: begin` and `cpu: end`.
 """
@@ -8,25 +8,45 @@ import pathlib
 import re
 import sys
 
-NAMES = {"torch dense": "cuBLAS, nothing pruned", "torch semi-structured": "torch's own 2:4", "nm": "2:4"}
+NAMES = {"torch dense": "cuBLAS, nothing pruned", "torch semi-structured": "torch's own 2:4"}
+FEW = (1, 4, 16)  # tokens
 DENSE = "torch bfloat16"  # on a CPU: what ours is compared with
 Key = tuple[int, int, float, int, str]
 
 
 def linear(found: dict) -> list[str]:
     """Microseconds, times faster than cuBLAS on the unpruned weight, and the part of the memory's speed that is reached."""
-    rows = {key(r): r for r in found["results"] if r["op"] == "sparse_linear"}
-    columns = [(r, c, b) for r, c in dict.fromkeys(k[:2] for k in rows) for b in (1, 16)]
+    rows = {key(r): r for r in found["results"] if r["op"] == "sparse_linear" and r["batch"] in FEW}
+    columns = [(r, c, b) for r, c in dict.fromkeys(k[:2] for k in rows) for b in FEW]
     head = [f"{r}x{c}, {b} token{'s' * (b > 1)}" for r, c, b in columns]
     out = [f"| weights | kept | {' | '.join(head)} |", "|---|---|" + "---|" * len(columns)]
     listed = {(-k[2], k[4]) for k in rows if k[2] == 1 or k[4] != "torch dense"}  # below 1 it stands beside the others
+    listed -= {(d, name) for d, name in listed if d == -0.125 and name != "nm"}  # beside 1:8 all say what 10 % does
     for density, name in sorted(listed, key=lambda v: (-rank(v[1]), v[1], v[0])):
-        sides = [(r, c, kept, b, "torch dense") for r, c, b in columns for kept in (-density, 1.0)]
-        beside = [rows.get(a) or rows[z] for a, z in zip(sides[::2], sides[1::2], strict=True)]
-        cells = [cell(rows.get((r, c, -density, b, name)), d) for (r, c, b), d in zip(columns, beside, strict=True)]
+        cells = []
+        for r, c, b in columns:
+            dense = rows.get((r, c, -density, b, "torch dense")) or rows[r, c, 1.0, b, "torch dense"]
+            cells.append(cell(rows.get((r, c, -density, b, name)), dense))
         kept = 0.5 if name == "torch semi-structured" else -density
-        out.append(f"| {NAMES.get(name, name)} | {kept:.0%} | {' | '.join(cells)} |")
+        shown = NAMES.get(name, name) if name != "nm" else f"{'2:4' if kept == 0.5 else '1:8'}, `nm`"
+        out.append(f"| {shown} | {kept:.0%} | {' | '.join(cells)} |")
     return out
+
+
+def prompt(found: dict) -> list[str]:
+    """Microseconds of 2:4 with many tokens: the GPU's alone, and launched one by one."""
+    rows = {(r["op"], r["batch"], r["rows"], r["cols"], r["name"]): r["seconds"] * 1e6
+            for r in found["results"] if r["op"] in ("sparse_linear", "launched") and r["batch"] >= 256}  # fmt: skip
+    shapes = list(dict.fromkeys(k[2:4] for k in rows))
+    head = " | ".join(f"{r}x{c}: cuBLAS | 2:4 | torch's own" for r, c in shapes)
+    out = [f"| tokens | {head} |", "|---|" + "---|---|---|" * len(shapes)]
+    for op, tokens in sorted({k[:2] for k in rows}, key=lambda k: (k[0] == "launched", k[1])):
+        cells = []
+        for shape in shapes:
+            dense, *sparse = (rows[op, tokens, *shape, n] for n in ("torch dense", "nm", "torch semi-structured"))
+            cells += [f"{dense:.0f}", *(f"{t:.0f} ({dense / t:.2f}x)" for t in sparse)]
+        out.append(f"| {tokens}{', launched one by one' * (op == 'launched')} | {' | '.join(cells)} |")
+    return out if rows else []
 
 
 def top_k(found: dict) -> list[str]:
@@ -91,7 +111,9 @@ rotated buffers (times faster than torch's bfloat16 linear on the unpruned weigh
     speed = f"{here['copy_bytes_per_second'] / 1e12:.2f} TB/s"
     about = f"""`sparse_linear`, bfloat16, {where}: µs (times faster than cuBLAS on the unpruned weight, part of the time that
 reading the packed weight takes at {speed}), median of 20 replays of a CUDA graph over weights not in cache."""
-    return "\n".join([about, "", *linear(found), "", "`top_k`, float32, ms, launches included:", "", *top_k(found)])
+    many = ["", "2:4 with a prompt, µs, in graphs but for the last rows:", "", *p] if (p := prompt(found)) else []
+    few = [about, "", *linear(found), *many]
+    return "\n".join([*few, "", "`top_k`, float32, ms, launches included:", "", *top_k(found)])
 
 
 def main() -> None:
