@@ -1,8 +1,9 @@
 """The same pruning by fewer and by llm-compressor: which weights go, how far the answers move, what it costs.
 
-    python -m bench.weights.parity LLMC_PYTHON RESULT.json [--model random|bundled] [--rounds 2] [--only 'wanda 50%']
+    python -m bench.weights.parity LLMC_PYTHON RESULT.json [--model random|bundled] [--rounds 2] [--only 'wanda 50%'] [--modelopt PYTHON]
 
-`LLMC_PYTHON` is the interpreter of an environment with `llmcompressor==0.13.0`. Each run is a process of its own, one
+`LLMC_PYTHON` is the interpreter of an environment with `llmcompressor==0.13.0`, that of `--modelopt` has
+`nvidia-modelopt==0.47.0`, whose SparseGPT at 2:4 is then measured too. Each run is a process of its own, one
 thread, ours and theirs in turn, the same weights in float32 and the same 16 windows of 256 tokens; imports, opening the
 model and a first call on a tiny model are not counted. CPU-seconds are those of the fastest round.
 """
@@ -121,7 +122,19 @@ def case(python: str, place: Path, tokens: Path, method: str, pattern: str, roun
     return {"method": method, "pattern": pattern, "kl": kl, "masks": same, "spent": spent}
 
 
-def main(python: str, out: str, kind: str, rounds: int, only: str) -> None:
+def modelopt(python: str, place: Path, tokens: Path) -> dict:
+    """ModelOpt's SparseGPT at 2:4: how far the answers move, and how many of the kept weights are not what they were."""
+    out = place.parent / "modelopt.safetensors"
+    told = run(python, ["bench/weights/peers/modelopt.py"], ["2:4", "8", str(place), str(tokens), str(out)])
+    ids, left, dense = load_file(tokens)["ids"], load_file(out), open_model(place)[0].state_dict()
+    kl = divergence(logits(place, None, ids), logits(place, left, ids))
+    maps = [k for k in left if k.endswith("_proj.weight")]
+    moved = sum(int(((left[k] != dense[k]) & (left[k] != 0)).sum()) for k in maps)
+    zeros = sum(int((left[k] == 0).sum()) for k in maps)
+    return {"kl": kl, "zeros": zeros, "kept and moved": moved, "spent": told}
+
+
+def main(python: str, out: str, kind: str, rounds: int, only: str, other: str) -> None:
     peer = "import importlib.metadata as m; print(m.version('llmcompressor'))"
     told = subprocess.run([python, "-c", peer], capture_output=True, text=True, check=True).stdout.strip()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -129,8 +142,9 @@ def main(python: str, out: str, kind: str, rounds: int, only: str) -> None:
     about = {"model": kind, "peer": f"llm-compressor {told}", "torch": version("torch"), "cpu": chip, "threads": 1}
     with tempfile.TemporaryDirectory() as name:
         place, tokens = prepare(kind, Path(name))
-        before = json.loads(Path(out).read_text())["cases"] if Path(out).is_file() else []
-        found = {(c["method"], c["pattern"]): c for c in before}
+        before = json.loads(Path(out).read_text()) if Path(out).is_file() else {"cases": []}
+        about |= {k: before[k] for k in ("modelopt",) if k in before}
+        found = {(c["method"], c["pattern"]): c for c in before["cases"]}
         for method, pattern in CASES:
             if only not in f"{method} {pattern}":
                 continue
@@ -138,6 +152,11 @@ def main(python: str, out: str, kind: str, rounds: int, only: str) -> None:
             rows = [found[c] for c in CASES if c in found]
             Path(out).write_text(json.dumps({**about, "cases": rows}, indent=1) + "\n")
             print(json.dumps(found[method, pattern]), flush=True)
+        if other:
+            about["modelopt"] = modelopt(other, place, tokens)
+            rows = [found[c] for c in CASES if c in found]
+            Path(out).write_text(json.dumps({**about, "cases": rows}, indent=1) + "\n")
+            print(json.dumps(about["modelopt"]))
 
 
 if __name__ == "__main__":
@@ -149,5 +168,6 @@ if __name__ == "__main__":
     ask.add_argument("--model", default="random")
     ask.add_argument("--rounds", type=int, default=2)
     ask.add_argument("--only", default="", help="a part of METHOD BUDGET; other cases stay as they are in RESULT")
+    ask.add_argument("--modelopt", default="", help="an interpreter")
     said = ask.parse_args()
-    main(said.python, said.out, said.model, said.rounds, said.only)
+    main(said.python, said.out, said.model, said.rounds, said.only, said.modelopt)

@@ -84,6 +84,8 @@ def launched(patience: timedelta = PATIENCE) -> Iterator[Crew]:
         yield Crew.here()
         return
     gpu = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
     try:
         yield Crew.here()

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -76,7 +76,22 @@ def load(op: str, backend: str) -> Callable[..., Any]:
     """The function of `decode` on `gpu`; imports numba or Triton only when asked."""
     if backend not in backends(op):
         raise LookupError(f"{op} has no backend {backend!r}; it has: {', '.join(backends(op))}")
-    return getattr(importlib.import_module(f"fewer.kernels.{op}.{backend}"), op)
+    do: Callable[..., Any] = getattr(importlib.import_module(f"fewer.kernels.{op}.{backend}"), op)
+    return _where_it_lies(do) if backend == "gpu" else do
+
+
+def _where_it_lies(do: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernels are launched on the current GPU: make it the one that holds the first argument."""
+
+    @wraps(do)
+    def there(first: Any, *args: Any, **kwargs: Any) -> Any:
+        device = next(tensors_of((first,))).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return do(first, *args, **kwargs)
+        with torch.cuda.device(device):
+            return do(first, *args, **kwargs)
+
+    return there
 
 
 def backend_of(*xs: Any) -> str:

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fewer.layout import Layout, Nm
 
+from .cost import MANY_ON_GPU
+
 KINDS = {torch.bfloat16: 14, torch.float16: 2}  # cudaDataType
 ROW, COLUMN, PLAIN, TURNED, HALF_KEPT, FLOAT32 = 2, 1, 0, 1, 0, 2  # cusparseOrder_t, cusparseOperation_t, ...
 ALGORITHM, LAST_ALGORITHM = 0, 1  # attributes of a choice of algorithm
 SIZE = 16  # what the rows and columns of a sparse matrix are multiples of
-BATCH, FEWEST = 64, 256  # tokens: what their number is a multiple of, and from where this is faster than cuBLAS
+BATCH = 64  # tokens: what their number is a multiple of
 ALIGN, OPAQUE = 16, 16384  # bytes; no structure of any version is larger
 TRIED = 21  # algorithms: all that bfloat16 has; of the more for float16, number 36 is an illegal instruction on an H100
 
@@ -134,7 +136,7 @@ def able(w: Layout, x: Tensor) -> TypeGuard[Nm]:
     if (
         not isinstance(w, Nm)
         or (w.n, w.m) != (2, 4)
-        or x.shape[0] < FEWEST
+        or x.shape[0] < MANY_ON_GPU
         or x.dtype not in KINDS
         or w.value.dtype != x.dtype
     ):

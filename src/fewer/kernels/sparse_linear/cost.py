@@ -10,6 +10,7 @@ from fewer.kernels._costs import at_batch, profile
 from fewer.layout import Layout, Quantised
 
 MOST_ON_GPU = 16  # tokens; beyond, the Triton kernels hand over to dense
+MANY_ON_GPU = 256  # tokens, from which 2:4 is faster in matrix units
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ def kind(x: Tensor, w: Layout, bias: Tensor | None = None) -> Product | None:
     return Product(name, rows, cols, count, value.dtype, x.dtype, batch, x.is_cuda)
 
 
+def _in_matrix_units(p: Product) -> bool:
+    """2:4 with enough tokens for cuSPARSELt."""
+    return p.layout == "nm" and 2 * p.kept == p.places and p.batch >= MANY_ON_GPU
+
+
 def row_scale(w: Layout) -> Tensor | None:
     """The scales of codes that take a byte and have one scale a row: their product, scaled, is the product."""
     if not isinstance(w, Quantised) or w.bits < 8 or w.zero is not None or not isinstance(w.scale, Tensor):
@@ -69,7 +75,7 @@ def estimate(p: Product) -> dict[str, float]:
     out = {}
     measured = costs["layouts"].get(p.layout, {})
     table = measured.get(_name(p.stored)) or measured.get("bfloat16")
-    if table and p.dtype != torch.float64 and (not p.cuda or p.batch <= MOST_ON_GPU):
+    if table and p.dtype != torch.float64 and (not p.cuda or p.batch <= MOST_ON_GPU or _in_matrix_units(p)):
         a, b = at_batch(table, p.batch)
         out["gpu" if p.cuda else "cpu"] = costs["launch"] + a * p.kept + b * p.places
     unpack = measured.get("unpack")

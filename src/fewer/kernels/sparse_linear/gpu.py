@@ -45,9 +45,6 @@ def sparse_linear(
     x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None, launch: Launch | None = None
 ) -> Float[Tensor, "*b n_out"]:
     """`launch` replaces the table's entry, for the benchmark that fills it."""
-    if x.is_cuda and x.device.index != torch.cuda.current_device():  # kernels are launched on the current one
-        with torch.cuda.device(x.device):
-            return sparse_linear(x, w, bias, launch)
     flat = x.reshape(-1, x.shape[-1])
     batch, (rows, cols) = flat.shape[0], w.shape
     if launch is None and x.is_cuda and _cusparselt.able(w, flat):
