@@ -1,8 +1,8 @@
 """The measured rows on a method's page, from what `fewer frontier` wrote to bench/weights/results/frontier-10m.jsonl.
 
-    fewer frontier bundled --methods "magnitude,wanda,wanda + dsnot,wanda by owl,sparse_gpt,wanda + eora" -o FILE
+    python -m bench.weights.frontier bench/weights/results/frontier-10m.jsonl
 
-writes it anew, with more methods for more rows; a page shows every point whose step uses the method, beside dense and random at the same budgets.
+writes it anew; a page shows every point whose step uses the method, beside dense and random at the same budgets.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any
 from tools.floors import SOURCE
 
 FILE = SOURCE.parents[1] / "bench" / "weights" / "results" / "frontier-10m.jsonl"
-COMMAND = 'fewer frontier bundled --methods "magnitude,wanda,wanda + dsnot,wanda by owl,sparse_gpt,wanda + eora"'
+COMMAND = "python -m bench.weights.frontier bench/weights/results/frontier-10m.jsonl"
 
 
 @functools.cache

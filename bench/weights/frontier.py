@@ -6,6 +6,7 @@ with 75 % and 50 % of the channels, and masks that are learnt first (minutes). F
 
 import argparse
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,13 +38,17 @@ def main() -> None:
     ask.add_argument("--model", default="bundled")
     ask.add_argument("--device", default="cpu")
     ask.add_argument("--jobs", type=int)
+    ask.add_argument("--masks", type=Path, help="masks that `fewer train weights/mask_llm 2:4` has learnt already")
     said = ask.parse_args()
     out, model = said.out.absolute(), said.model if said.model == "bundled" else str(Path(said.model).absolute())
     lines: dict[str, str] = {}
+    masks = said.masks and said.masks.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # so that the masks' file is named the same everywhere
         learn = ["train", "weights/mask_llm", "2:4", model, "-o", "masks.npz", "--prior", "weights/sparse_gpt 2:4"]
-        if fewer([*learn, "--device", said.device]):
+        if masks:
+            shutil.copy(masks, "masks.npz")
+        elif fewer([*learn, "--device", said.device]):
             raise SystemExit("the masks could not be learnt")
         for names, budgets, where in groups():
             points = frontier(model, ("weights",), budgets, names, where, Text(), out="part.jsonl", jobs=said.jobs,

@@ -12,6 +12,8 @@ import numba as nb
 import numpy as np
 from numba import carray, types
 
+from fewer.kernels._simd import threads
+
 from . import _cpu
 
 Entry = Callable[[int, int, int], None]  # addresses of x, bias (0: none) and out
@@ -73,6 +75,7 @@ def _compiled(loop: Callable[..., None], kinds: tuple[str, ...]) -> Any:
 
 def bind(loop: Callable[..., None], *stored: np.ndarray, cols: int, rows: int, scale: np.ndarray | None) -> Entry:
     """`loop` on these arrays: up to three, and the scales of the rows."""
+    threads()  # a C function that comes from numba's cache finds its threads only if they are there before it
     none = np.zeros(0, np.int32)
     arrays = [a.reshape(-1) for a in stored] + [none] * (MANY - len(stored))
     scales = np.zeros(0, np.float32) if scale is None else scale.reshape(-1)
