@@ -125,7 +125,7 @@ def case(python: str, place: Path, tokens: Path, method: str, pattern: str, roun
 def modelopt(python: str, place: Path, tokens: Path) -> dict:
     """ModelOpt's SparseGPT at 2:4: how far the answers move, and how many of the kept weights are not what they were."""
     out = place.parent / "modelopt.safetensors"
-    told = run(python, ["bench/weights/peers/modelopt.py"], ["2:4", "8", str(place), str(tokens), str(out)])
+    told = run(python, ["bench/weights/peers/model_opt.py"], ["2:4", "8", str(place), str(tokens), str(out)])
     ids, left, dense = load_file(tokens)["ids"], load_file(out), open_model(place)[0].state_dict()
     kl = divergence(logits(place, None, ids), logits(place, left, ids))
     maps = [k for k in left if k.endswith("_proj.weight")]

@@ -1,4 +1,4 @@
-"""ModelOpt's SparseGPT on a model and tokens: `python modelopt.py 2:4 BATCH MODEL TOKENS OUT`, in an environment with `nvidia-modelopt==0.47.0`."""
+"""ModelOpt's SparseGPT on a model and tokens: `python model_opt.py 2:4 BATCH MODEL TOKENS OUT`, in an environment with `nvidia-modelopt==0.47.0`."""
 
 import json
 import sys
