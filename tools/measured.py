@@ -40,10 +40,8 @@ def section(name: str) -> str:
     mine = [row for row in points() if row["axis"] == axis and uses(row["step"], short)]
     if not mine:
         return ""
-    budgets = {row["budget"] for row in mine}
-    controls = [
-        r for r in points() if r["control"] and (r["method"] == "dense" or r["budget"] in budgets) and r not in mine
-    ]
+    same = {_asked(row) for row in mine}
+    controls = [r for r in points() if r["control"] and (r["method"] == "dense" or _asked(r) in same) and r not in mine]
     dense = next(row["perplexity"] for row in points() if row["method"] == "dense")
     rows = sorted([*mine, *controls], key=lambda row: (row["method"] != "dense", row["budget"], row["perplexity"]))
     head = f"`{COMMAND}`: the bundled model of 10 million parameters on unseen standard-library code."
@@ -51,6 +49,11 @@ def section(name: str) -> str:
         "| step | kept | bits a weight | perplexity, times dense | KL to dense, nats a token |\n|---|---|---|---|---|"
     )
     return "\n".join([head, "", columns, *(_row(row, dense) for row in rows)])
+
+
+def _asked(row: dict[str, Any]) -> tuple[str, str]:
+    """How much was to stay, and of which maps."""
+    return row["budget"], row["step"].partition(" @ ")[2]
 
 
 def _row(row: dict[str, Any], dense: float) -> str:

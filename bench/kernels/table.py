@@ -116,15 +116,19 @@ reading the packed weight takes at {speed}), median of 20 replays of a CUDA grap
     return "\n".join([*few, "", "`top_k`, float32, ms, launches included:", "", *top_k(found)])
 
 
+def put(page: str, name: str, lines: str) -> str:
+    """The page with `lines` between its markers of that name."""
+    begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
+    if begin not in page or end not in page:
+        raise ValueError(f"the page has no {begin} and {end}: write them where the tables belong")
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{lines}\n{end}", page, flags=re.S)
+
+
 def main() -> None:
     results, page = map(pathlib.Path, sys.argv[1:3])
     found = json.loads(results.read_text())
-    old, mark = page.read_text(encoding="utf-8"), f"<!-- {'gpu' if 'gpu' in found['machine'] else 'cpu'}: {{}} -->"
-    begin, end = mark.format("begin"), mark.format("end")
-    made = f"{begin}\n{text(found)}\n{end}"
-    if begin not in old or end not in old:
-        raise ValueError(f"{page} has no {begin} and {end}: write them where the tables belong")
-    page.write_text(re.sub(f"{begin}.*?{end}", lambda _: made, old, flags=re.S), encoding="utf-8")
+    kind = "gpu" if "gpu" in found["machine"] else "cpu"
+    page.write_text(put(page.read_text(encoding="utf-8"), kind, text(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The tables of bench/weights/README.md from results: `python -m bench.weights.table`."""
 
 import json
-import re
 from pathlib import Path
+
+from bench.kernels.table import put
 
 HERE = Path(__file__).parent
 HEAD = "| model | method | KL ours | KL theirs | weights kept by one alone, block 0 | all blocks | CPU-s ours | theirs | times | peak memory ours | theirs |"
@@ -64,12 +65,6 @@ def generated(found: dict) -> list[str]:
     return out
 
 
-def put(page: str, name: str, lines: list[str]) -> str:
-    """`lines` between the markers of that name."""
-    place = rf"(?s)(<!-- {name}: begin -->\n).*(<!-- {name}: end -->)"
-    return re.sub(place, lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page)
-
-
 def main() -> None:
     """Put the tables between their markers."""
     files = sorted((HERE / "results").glob("parity-*.json"))
@@ -78,8 +73,9 @@ def main() -> None:
     head = ["; ".join(about), "", HEAD, "|" + "---|" * HEAD.count(" | ") + "---|"]
     lines = [*head, *(r for f in found for r in rows(f)), "", *(n for f in found for n in notes(f))]
     page = HERE / "README.md"
-    text = put(page.read_text(), "parity", lines)
-    text = put(text, "generate", generated(json.loads((HERE / "results" / "generate-cpu.json").read_text())))
+    text = put(page.read_text(), "parity", "\n".join(lines))
+    rates = generated(json.loads((HERE / "results" / "generate-cpu.json").read_text()))
+    text = put(text, "generate", "\n".join(rates))
     page.write_text(text)
 
 

@@ -120,7 +120,7 @@ class Walk:
             with contextlib.suppress(Enough):
                 self._run(number, i)
             if i == 0 and seen is not None:
-                seen.brief = all(r.calls == 1 for r in seen.readers)
+                seen.brief = seen.once
 
     def advance(self, number: int) -> None:
         """Let the block hear all data; what it says is what the next one hears."""

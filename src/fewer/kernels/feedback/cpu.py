@@ -31,25 +31,24 @@ def _choose(v, price, n, width, keep):
 
 @nb.njit(parallel=True, fastmath=True, cache=True)
 def _feedback(v, u, price, n, m, out, keep):
-    inputs, outs = v.shape
+    (inputs, outs), group = v.shape, max(m, 1)
     for task in nb.prange((outs + WIDE - 1) // WIDE):
         begin, end = task * WIDE, min(outs, task * WIDE + WIDE)
         width = end - begin
         lost = np.empty((inputs, WIDE), np.float32)
         for j in range(inputs):
-            if m and j % m == 0:  # what the group's inputs owe to those before it
-                for k in range(j, j + m):
+            first = j - j % group
+            if j == first:  # what the group's inputs owe to those before it
+                for k in range(j, j + group):
                     for t in range(width):
                         out[k, begin + t] = v[k, begin + t]
                     for i in range(j):
                         share = u[i, k]
                         for t in range(width):
                             out[k, begin + t] -= share * lost[i, t]
-                _choose(out[j : j + m, begin:end], price[j : j + m], n, width, keep[j : j + m, begin:end])
-            if not m:
-                for t in range(width):
-                    out[j, begin + t] = v[j, begin + t]
-            for i in range(j - j % m if m else 0, j):
+                if m:
+                    _choose(out[j : j + m, begin:end], price[j : j + m], n, width, keep[j : j + m, begin:end])
+            for i in range(first, j):
                 share = u[i, j]
                 for t in range(width):
                     out[j, begin + t] -= share * lost[i, t]

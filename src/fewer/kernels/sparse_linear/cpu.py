@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +19,38 @@ from .cost import row_scale
 FEW = 8  # tokens: beyond, unpacking once for the vendor's product costs less
 HEIGHTS = (4, 8, 16, 32)  # tiles that fill vectors
 Product = Callable[[Tensor], np.ndarray]
-_products: weakref.WeakKeyDictionary[Layout, dict[int, Any]] = (
-    weakref.WeakKeyDictionary()
-)  # 1: an `Entry`; -n: a `Product`
+Way = Callable[[Tensor, Tensor | None], Tensor]  # x and bias to y, with what is stored bound
+_ways: weakref.WeakKeyDictionary[Layout, dict[int, Way | None]] = weakref.WeakKeyDictionary()  # by number of tokens
 
 
 def sparse_linear(
     x: Float[Tensor, "*b n_in"], w: Layout, bias: Float[Tensor, " n_out"] | None = None
 ) -> Float[Tensor, "*b n_out"]:
-    known = _products.get(w)
+    known = _ways.get(w)
     if known is None:
-        known = _products[w] = {}
-    if (batch := x.numel() // w.shape[1] if w.shape[1] and x.dtype != torch.float64 else 0) == 1:
-        if 1 not in known:
-            known[1] = _one(w)
-        if (entry := known[1]) is not None:
-            return _single(x, w.shape[0], entry, bias)
-    rows = (x.detach() if x.requires_grad else x).reshape(-1, x.shape[-1]).float()
-    if (many := -batch) not in known:
-        known[many] = _product(w, batch) if batch else None
-    if (product := known[many]) is None:
-        return dense.sparse_linear(x, w, bias)
-    threads()
-    out = torch.from_numpy(product(rows.contiguous())[:batch])
-    if bias is not None:
-        out += bias
-    return out.to(x.dtype).view(*x.shape[:-1], w.shape[0])
+        known = _ways[w] = {}
+    batch = x.numel() // w.shape[1] if w.shape[1] and x.dtype != torch.float64 else 0
+    if batch not in known:
+        known[batch] = _way(w, batch)
+    way = known[batch]
+    return dense.sparse_linear(x, w, bias) if way is None else way(x, bias)
 
 
-def _single(x: Tensor, rows: int, entry: Entry, bias: Tensor | None) -> Tensor:
+def _way(w: Layout, batch: int) -> Way | None:
+    """How to multiply so many tokens by `w`; None where there is no kernel. It holds the stored arrays, not `w`.
+
+    Views of them are taken once: what is written into the layout's tensors later is seen, their replacement is another layout.
+    """
+    if not batch or any(not t.is_contiguous() or t.dtype == torch.float64 for t in w.tensors().values()):
+        return None
+    rows = w.shape[0]
+    if batch == 1 and rows and (entry := _one(w)) is not None:
+        return partial(_single, rows, entry)
+    product = _product(w, batch)
+    return None if product is None else partial(_several, rows, product)
+
+
+def _single(rows: int, entry: Entry, x: Tensor, bias: Tensor | None) -> Tensor:
     """One token, with as few calls of torch as there can be."""
     threads()
     given = x if x.dtype == torch.float32 and x.is_contiguous() else x.float().contiguous()
@@ -58,11 +60,18 @@ def _single(x: Tensor, rows: int, entry: Entry, bias: Tensor | None) -> Tensor:
     return out if x.dtype == torch.float32 else out.to(x.dtype)
 
 
+def _several(rows: int, product: Product, x: Tensor, bias: Tensor | None) -> Tensor:
+    flat = (x.detach() if x.requires_grad else x).reshape(-1, x.shape[-1]).float()
+    threads()
+    out = torch.from_numpy(product(flat.contiguous())[: len(flat)])
+    if bias is not None:
+        out += bias
+    return out.to(x.dtype).view(*x.shape[:-1], rows)
+
+
 def _one(w: Layout, scale: np.ndarray | None = None) -> Entry | None:
     """The loop for one token with the stored arrays bound, as a C function; None where there is none."""
     rows, cols = w.shape
-    if not rows or any(not t.is_contiguous() or t.dtype == torch.float64 for t in w.tensors().values()):
-        return None
     bound = partial(bind, cols=cols, rows=rows, scale=scale)
     match w:
         case Dense(value=value) if value.ndim == 2:
@@ -82,12 +91,7 @@ def _one(w: Layout, scale: np.ndarray | None = None) -> Entry | None:
 
 
 def _product(w: Layout, batch: int) -> Product | None:
-    """`x -> x @ w.T` for so many tokens, the stored arrays bound; None where there is no kernel.
-
-    The views are taken once: what is written into the layout's tensors later is seen, their replacement is another layout.
-    """
-    if any(not t.is_contiguous() or t.dtype == torch.float64 for t in w.tensors().values()):
-        return None
+    """`x -> x @ w.T` for so many tokens, the stored arrays bound; None where there is no kernel."""
     rows = w.shape[0]
     match w:
         case Dense(value=value) if value.ndim == 2:
@@ -95,8 +99,6 @@ def _product(w: Layout, batch: int) -> Product | None:
         case Tiles(height=height) if height in HEIGHTS:
             tokens = 1 if batch == 1 else 6 if -batch % 6 <= -batch % 4 else 4
             return _panels(_cpu.tiles(height), rows, tokens, view(w.value), view(w.column), view(w.start))
-        case Csr() if batch == 1:
-            return _whole(_cpu.csr_one, rows, view(w.value), view(w.column), view(w.start))
         case Csr():
             tokens = 4 if batch <= 8 else 16
             return _panels(_cpu.csr, rows, tokens, view(w.value), view(w.column), view(w.start))
