@@ -4,6 +4,9 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
+from .dictionaries import Lesson as Lesson
+from .dictionaries import Pupil as Pupil
+from .dictionaries import learn as learn
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of
 from .loop import Training as Training
@@ -14,3 +17,7 @@ from .rate import Cosine as Cosine
 from .rate import Flat as Flat
 from .rate import Linear as Linear
 from .rate import Rate as Rate
+from .rate import Trapezoid as Trapezoid
+from .source import Live as Live
+from .source import Rows as Rows
+from .source import Source as Source

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .kept import Kept
 from .rate import Cosine, Rate
+from .source import Source
 
 Loss = Callable[[Tensor, float], Tensor]
 Told = Callable[[Mapping[str, Any]], None]
@@ -48,17 +49,18 @@ def train(
     how: Training,
     kept: Kept | None = None,
     told: Told | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Move `parameters` (leaves that ask for gradients) to lower `loss(batch, progress)`.
 
-    `batches` are gone through again and again, in their order. Random numbers that `loss` draws from torch's own
+    `batches` are gone through again and again, in their order, or are a `Source`. `optimizer` is AdamW by default. Random numbers that `loss` draws from torch's own
     generators are seeded for each batch by seed and number, so a run that goes on from `kept` repeats what would have
     come. `told` hears step, steps, loss, rate and norm after each step. ValueError: no batch, or a loss that is not finite.
     """
     device = next(iter(parameters.values())).device
-    optimizer = torch.optim.AdamW(list(parameters.values()), 1.0, how.betas, weight_decay=how.decay)
+    optimizer = optimizer or torch.optim.AdamW(list(parameters.values()), 1.0, how.betas, weight_decay=how.decay)
     done = kept.load(parameters, optimizer) if kept else 0
-    stream = itertools.islice(_again(batches), done * how.accumulate, None)
+    stream = _since(batches, done * how.accumulate)
     saved = time.monotonic()
     for step in range(done, how.steps):
         progress = how.progress(step)
@@ -83,6 +85,11 @@ def train(
                 saved = time.monotonic()
         if told:
             told(row)
+
+
+def _since(batches: Iterable[Tensor], number: int) -> Iterator[Tensor]:
+    """All batches from that number on."""
+    return batches.since(number) if isinstance(batches, Source) else itertools.islice(_again(batches), number, None)
 
 
 def _again(batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -59,3 +59,22 @@ class Cosine(Rate):
             return self.first * progress / self.warm
         t = (progress - self.warm) / (1 - self.warm) if self.warm < 1 else 1.0
         return self.last + (self.first - self.last) * (1 + math.cos(math.pi * t)) / 2
+
+
+@dataclass(frozen=True)
+class Trapezoid(Rate):
+    """Up from 0 for a share `warm` of the run, flat, and down to 0 over the last share `fall`.
+
+    >>> rate = Trapezoid(1.0, warm=0.1, fall=0.2)
+    >>> rate.at(0.05), rate.at(0.5), round(rate.at(0.9), 6)
+    (0.5, 1.0, 0.5)
+    """
+
+    value: float
+    warm: float = 0.0
+    fall: float = 0.2
+
+    def at(self, progress: float) -> float:
+        up = progress / self.warm if progress < self.warm else 1.0
+        down = (1 - progress) / self.fall if 1 - progress < self.fall else 1.0
+        return self.value * min(up, down)

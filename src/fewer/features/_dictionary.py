@@ -1,0 +1,144 @@
+"""A learnt dictionary: what is read from some sites is spelt by few latents, which say what is written at others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fewer import kernels
+from fewer.core import Budget
+from fewer.layout import Codes
+
+from ._protocol import ByKeep, Own, Pre, Sparsifier
+from ._sparse import said, spoken
+
+ROWS = 256  # inputs coded at once: their pre-activations stay in a cache
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """`decode(encode(x))` is near what is written, where `x` is what is read; both are the sites' activations, side by side.
+
+    One site that is read and written makes a sparse autoencoder, two a transcoder, several a crosscoder.
+    pre = x W_enc^T + b_enc; z = code(pre); out = z W_dec + b_dec (+ x W_skip^T).
+    """
+
+    sparsifier: Sparsifier
+    budget: Budget
+    encoder: Float[Tensor, "latents in"]
+    encoder_bias: Float[Tensor, " latents"]
+    decoder: Float[Tensor, "latents out"]
+    decoder_bias: Float[Tensor, " out"]
+    own: Own = field(default_factory=dict)  # what the sparsifier has learnt
+    skip: Float[Tensor, "out in"] | None = None
+    reads: tuple[str, ...] = ()  # sites, as `models.tap` names them
+    writes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)  # data, tokens, seed, ...: whatever JSON can hold
+
+    @property
+    def latents(self) -> int:
+        return len(self.encoder)
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it writes where it reads."""
+        return self.reads == self.writes and self.skip is None
+
+    def pre(self, x: Float[Tensor, "batch in"]) -> Pre:
+        """The pre-activations of all latents."""
+        return F.linear(x, self.encoder, self.encoder_bias)
+
+    def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
+        """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
+        with torch.no_grad():
+            parts = [_packed(self.sparsifier.serve(self.pre(rows), self.budget, self.own)) for rows in x.split(ROWS)]
+            return _stacked(parts, self.latents)
+
+    def code(self, x: Float[Tensor, "batch in"]) -> Pre:
+        """All latents' codes, differentiable."""
+        return self.sparsifier.serve(self.pre(x), self.budget, self.own)
+
+    def decode(self, codes: Codes, x: Float[Tensor, "batch in"] | None = None) -> Float[Tensor, "batch out"]:
+        """What the codes say; `x` is asked for if there is a skip connection."""
+        out = spoken(codes, self.decoder) + self.decoder_bias
+        if self.skip is None:
+            return out
+        if x is None:
+            raise ValueError("this dictionary has a skip connection: decode(codes, x) needs what was read")
+        return out + F.linear(x, self.skip)
+
+    def __call__(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
+        return self.decode(self.encode(x), x)
+
+    def to(self, *args: Any) -> "Dictionary":
+        """The same on another device or in another dtype."""
+        return replace(
+            self,
+            **{name: t.to(*args) for name, t in self.tensors().items()},
+            own={k: t.to(*args) for k, t in self.own.items()},
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The matrices and biases by name; `own` apart."""
+        names = ("encoder", "encoder_bias", "decoder", "decoder_bias", "skip")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def chosen(
+    m: ByKeep,
+    budget: Budget,
+    x: Float[Tensor, "batch in"],
+    w: Float[Tensor, "latents in"],
+    b: Float[Tensor, " latents"],
+    own: Own,
+) -> tuple[Int64[Tensor, "batch k"], Float[Tensor, "batch k"]]:
+    """Which latents may speak in each row, and their pre-activations; -1 and 0 where a row has fewer than another.
+
+    Rows that are chosen alone are done some at a time: [batch, latents] is then never in memory.
+    """
+    with torch.no_grad():
+        found = []
+        for rows in x.split(ROWS if m.alone and not x.is_cuda else max(1, len(x))):
+            pre = F.linear(rows, w, b)
+            keep = m.keep(pre, budget, own)
+            index = kernels.places(keep)
+            found.append((index, pre.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)))
+        most = max(index.shape[1] for index, _ in found)
+        return (
+            torch.cat([F.pad(index, (0, most - index.shape[1]), value=-1) for index, _ in found]),
+            torch.cat([F.pad(value, (0, most - value.shape[1])) for _, value in found]),
+        )
+
+
+def spell(
+    m: ByKeep,
+    budget: Budget,
+    x: Float[Tensor, "batch in"],
+    w: Float[Tensor, "latents in"],
+    b: Float[Tensor, " latents"],
+    own: Own,
+) -> tuple[Codes, Float[Tensor, "batch k"]]:
+    """`m.code` of x W^T + b as codes that know their places, differentiable, and the pre-activations there."""
+    index, value = chosen(m, budget, x, w, b, own)
+    real, index = index >= 0, index.clamp(min=0)
+    pre = said(x, w, b, index, value)
+    return Codes(index, torch.where(real, m.amount(pre), 0.0), len(w)), pre
+
+
+def _packed(z: Pre) -> Codes:
+    keep = z != 0
+    index = kernels.places(keep)
+    value = z.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)
+    return Codes(index.clamp(min=0), value, z.shape[1])
+
+
+def _stacked(parts: list[Codes], size: int) -> Codes:
+    k = max((c.index.shape[1] for c in parts), default=0)
+    index, value = (
+        torch.cat([F.pad(getattr(c, name), (0, k - c.index.shape[1])) for c in parts]) for name in ("index", "value")
+    )
+    return Codes(index, value, size)

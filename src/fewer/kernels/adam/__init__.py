@@ -1,0 +1,51 @@
+"""adam: one step of Adam on a matrix whose gradient is known as who used which row, and need never be written down."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fewer.kernels import backend_of, load
+from fewer.layout import Codes
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step of Adam (Kingma and Ba 2015, 1412.6980): the `number`-th from 1, without weight decay.
+
+    `unit`: rows have length 1 and keep it. The gradient's part along a row is taken off first, the row is divided by its
+    length afterwards (Bricken et al. 2023, Towards Monosemanticity).
+    """
+
+    rate: float
+    number: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    unit: bool = False
+
+    @property
+    def corrected(self) -> tuple[float, float]:
+        """What the moments are multiplied by, as both began at 0."""
+        return 1 / (1 - self.betas[0] ** self.number), 1 / (1 - self.betas[1] ** self.number)
+
+
+def adam(
+    w: Float[Tensor, "size dim"],
+    first: Float[Tensor, "size dim"],
+    second: Float[Tensor, "size dim"],
+    codes: Codes,
+    y: Float[Tensor, "rows dim"],
+    move: Move,
+) -> None:
+    """Move `w` and both moments, in place, by the gradient `collect(codes, y)`; rows that nobody used move too, as Adam's do.
+
+    >>> import torch
+    >>> w, first, second = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> adam(w, first, second, Codes(torch.tensor([[0]]), torch.tensor([[2.0]]), 1), torch.tensor([[3.0, 0.0]]), Move(0.1, 1))
+    >>> w
+    tensor([[0.9000, 1.0000]])
+    """
+    state = (w, first, second)
+    for old, new in zip(state, load("adam", backend_of(w))(*state, codes, y, move), strict=True):
+        if new is not old:
+            old.copy_(new)

@@ -1,0 +1,138 @@
+"""Read or replace what any module says or hears, by its path: no wrapper, and nothing stays behind."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Enough(Exception):
+    """The last tap was heard: the rest of this run may be left out."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What the module at `path` says, or, as `path:in`, what it hears: its first tensor, [..., dim].
+
+    >>> Tap.read("model.layers.4.mlp:in")
+    Tap(path='model.layers.4.mlp', hears=True)
+    """
+
+    path: str
+    hears: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> "Tap":
+        path, _, side = text.partition(":")
+        if side not in ("", "in", "out") or not path:
+            raise ValueError(
+                f"not a site: {text!r}; write a module's path, such as 'layers.4' (what it says) or 'layers.4.mlp:in' (what it hears)"
+            )
+        return cls(path, side == "in")
+
+    def __str__(self) -> str:
+        return f"{self.path}:in" if self.hears else self.path
+
+
+def find_taps(model: nn.Module, texts: Sequence[str]) -> list[Tap]:
+    """Taps with the model's own full paths; the end of a path is enough if only one module has it.
+
+    ValueError: no such module, with the nearest paths; or several.
+
+    >>> find_taps(nn.Sequential(nn.Sequential(nn.Linear(2, 2))), ["0.0:in"])
+    [Tap(path='0.0', hears=True)]
+    """
+    paths = [name for name, _ in model.named_modules() if name]
+    return [Tap(_full(tap.path, paths), tap.hears) for tap in map(Tap.read, texts)]
+
+
+def _full(end: str, paths: Sequence[str]) -> str:
+    if end in paths:
+        return end
+    found = [path for path in paths if path.endswith(f".{end}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"site {end!r} could be {', '.join(found[:4])}: write more of the path")
+    near = get_close_matches(end, paths, n=3, cutoff=0.3) or [p for p in paths if end.rpartition(".")[2] in p][:3]
+    raise ValueError(f"the model has no module {end!r}; near: {', '.join(near) or ', '.join(paths[:3])}")
+
+
+@contextlib.contextmanager
+def tapped(
+    model: nn.Module, taps: Sequence[Tap], brief: bool = False
+) -> Iterator[dict[Tap, Float[Tensor, "*batch dim"]]]:
+    """What each tap heard in the last run of the model. With `brief`, that run may raise `Enough` after the last of them."""
+    heard: dict[Tap, Tensor] = {}
+
+    def hear(tap: Tap, x: Tensor) -> Tensor:
+        heard[tap] = x
+        if brief and len(heard) == len(taps):
+            raise Enough
+        return x
+
+    def forget(module: nn.Module, args: tuple) -> None:
+        heard.clear()
+
+    with hooked(model, {tap: lambda x, tap=tap: hear(tap, x) for tap in taps}):  # type: ignore[misc]
+        first = model.register_forward_pre_hook(forget, prepend=True)
+        try:
+            yield heard
+        finally:
+            first.remove()
+
+
+@contextlib.contextmanager
+def hooked(model: nn.Module, changes: Mapping[Tap, Change]) -> Iterator[None]:
+    """While this is open, what is said or heard at each tap is what `change` makes of it; the same tensor changes nothing."""
+    modules, handles = dict(model.named_modules()), []
+    try:
+        for tap, change in changes.items():
+            module = modules[tap.path]
+            if tap.hears:
+                handles.append(module.register_forward_pre_hook(_before(tap, change), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_after(tap, change)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _before(tap: Tap, change: Change) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(_tensor(tap, args[0])), *args[1:]), kwargs
+        name = next((k for k, v in kwargs.items() if isinstance(v, Tensor) and v.is_floating_point()), None)
+        if name is None:
+            raise ValueError(f"site {tap}: the module hears no tensor")
+        return args, {**kwargs, name: change(kwargs[name])}
+
+    return hook
+
+
+def _after(tap: Tap, change: Change) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, said: Any) -> Any:
+        if isinstance(said, tuple):
+            return (change(_tensor(tap, said[0])), *said[1:])
+        if isinstance(said, dict) and said:
+            name = next(iter(said))
+            said[name] = change(_tensor(tap, said[name]))
+            return said
+        return change(_tensor(tap, said))
+
+    return hook
+
+
+def _tensor(tap: Tap, x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(
+            f"site {tap}: expected activations, got {type(x).__name__}; choose a module that passes on a tensor of numbers"
+        )
+    return x

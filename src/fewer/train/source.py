@@ -1,0 +1,133 @@
+"""Where batches come from, as a function of their number: a run that was killed asks for the rest, and gets the same."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewer.models.tap import Enough, Tap, tapped
+
+
+class Source(ABC):
+    """Endless batches of rows, [batch, dim] each, the same for the same settings."""
+
+    @abstractmethod
+    def since(self, number: int) -> Iterator[Float[Tensor, "batch dim"]]:
+        """All batches from that number on, the first being 0."""
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch dim"]]:
+        return self.since(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Source):
+    """The rows of a tensor or a memory-mapped array, in a new order in each pass; a last batch that is not full is left out."""
+
+    rows: "Float[Tensor, 'n dim'] | np.ndarray"
+    batch: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or len(self.rows) < self.batch:
+            raise ValueError(
+                f"rows of shape {tuple(self.rows.shape)}: give [n, dim] with at least one batch of {self.batch}"
+            )
+
+    def since(self, number: int) -> Iterator[Tensor]:
+        each = len(self.rows) // self.batch
+        for epoch in itertools.count(number // each):
+            order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
+            for i in range(number % each if epoch == number // each else 0, each):
+                yield self._take(order[i * self.batch : (i + 1) * self.batch])
+
+    def _take(self, at: Tensor) -> Tensor:
+        if isinstance(self.rows, Tensor):
+            return self.rows[at.to(self.rows.device)].float()
+        return torch.from_numpy(np.ascontiguousarray(self.rows[at.numpy()])).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Live(Source):
+    """Activations of a running model at some taps, side by side, token by token.
+
+    Windows are taken in a random order; `pool` of them at a time are run, and their tokens mixed before they are cut into
+    batches, so that a batch holds tokens of many documents. Tokens in `leave` (special ones: their norms would outweigh all
+    others) are left out, and what does not fill a batch is too.
+    """
+
+    model: nn.Module
+    taps: Sequence[Tap]
+    windows: Int[Tensor, "count length"]
+    batch: int = 2048
+    leave: frozenset[int] = frozenset()
+    pool: int = 64
+    at_once: int = 8
+    seed: int = 0
+    spread: bool = False  # the taps' rows one under the other, for one dictionary over many layers
+
+    def __post_init__(self) -> None:
+        if not any(self._counts(self._order(0))):
+            raise ValueError(
+                f"{len(self.windows)} windows of {self.windows.shape[1]} tokens do not fill one batch of {self.batch}: give more text or a smaller batch"
+            )
+
+    def since(self, number: int) -> Iterator[Tensor]:
+        for epoch in itertools.count():
+            pools = self._order(epoch)
+            for p, (windows, count) in enumerate(zip(pools, self._counts(pools), strict=True)):
+                if number >= count:
+                    number -= count
+                    continue
+                rows = self._mixed(windows, epoch, p)
+                for i in range(number, count):
+                    yield rows[i * self.batch : (i + 1) * self.batch]
+                number = 0
+
+    def _order(self, epoch: int) -> list[Tensor]:
+        draw = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        return list(torch.randperm(len(self.windows), generator=draw).split(self.pool))
+
+    def _real(self, windows: Tensor) -> Tensor:
+        return ~torch.isin(self.windows[windows], torch.tensor(sorted(self.leave), dtype=self.windows.dtype))
+
+    def _counts(self, pools: list[Tensor]) -> list[int]:
+        """How many batches each pool fills: known from the tokens, without the model."""
+        return [int(self._real(p).sum()) * (len(self.taps) if self.spread else 1) // self.batch for p in pools]
+
+    def _mixed(self, windows: Tensor, epoch: int, pool: int) -> Tensor:
+        parts = [rows[self._real(some)] for some, rows in self._run(windows)]
+        rows = torch.cat(parts)
+        rows = rows.view(len(rows) * len(self.taps), -1) if self.spread else rows
+        draw = torch.Generator().manual_seed((self.seed << 40) + (epoch << 20) + pool)
+        return rows[torch.randperm(len(rows), generator=draw).to(rows.device)]
+
+    def _run(self, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            for some in windows.split(self.at_once):
+                yield some, activations(self.model, self.taps, self.windows[some])
+
+
+def activations(
+    model: nn.Module, taps: Sequence[Tap], ids: Int[Tensor, "windows length"], call: Callable[..., object] | None = None
+) -> Float[Tensor, "windows length dim"]:
+    """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
+
+    ValueError: a number that is not finite, with its tap.
+    """
+    device = next(model.parameters()).device
+    with tapped(model, taps, brief=True) as heard:
+        try:
+            (call or model)(ids.to(device), use_cache=False)
+        except Enough:
+            pass
+        for tap in taps:
+            if tap not in heard:
+                raise ValueError(f"site {tap} was not reached by a run of the model")
+            if not heard[tap].isfinite().all():
+                raise ValueError(f"site {tap}: an activation is NaN or infinite; is the model in float16?")
+        return torch.cat([heard[tap].float() for tap in taps], dim=-1)
