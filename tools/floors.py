@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     AXES,
     ("testing",),
     ("models", "measure"),
-    ("recipe", "train"),
+    ("recipe", "train", "dictionaries"),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),  # the face: sees all, and nobody below sees it
