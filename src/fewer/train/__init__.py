@@ -21,3 +21,4 @@ from .rate import Trapezoid as Trapezoid
 from .source import Live as Live
 from .source import Rows as Rows
 from .source import Source as Source
+from .source import activations as activations

@@ -1,9 +1,11 @@
 """Learning dictionaries: many at once from one stream of activations, each with its own latents, sparsifier and budget."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,7 @@ def learn(
     cut: int | None = None,
     out: str | Path | None = None,
     told: Told | None = None,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Dictionary]:
     """Dictionaries that read the first `cut` columns of the batches and write the others; without `cut`, all and the same.
 
@@ -109,7 +112,8 @@ def learn(
     )
     train(parameters, loss, source, how, kept, told, optimizer)
     held = [known.seen(batch)[0] for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)]
-    return [one.done(torch.cat(held), tuple(reads), tuple(writes) or tuple(reads)) for one in several]
+    told_of = {**about, "tokens": lesson.steps * len(first[0])}
+    return [one.done(torch.cat(held), tuple(reads), tuple(writes) or tuple(reads), told_of) for one in several]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +229,9 @@ class _One:
         missed = error - spoken(Codes(index, z, len(t["encoder"])), t["decoder"])
         return self.lesson.aux * missed.square().mean() / error.square().mean().clamp(min=1e-12)
 
-    def done(self, held: Float[Tensor, "n in"], reads: tuple[str, ...], writes: tuple[str, ...]) -> Dictionary:
+    def done(
+        self, held: Float[Tensor, "n in"], reads: tuple[str, ...], writes: tuple[str, ...], about: Mapping[str, Any]
+    ) -> Dictionary:
         """The dictionary, as plain activations want it: mean and scales are folded in."""
         t = {name: tensor.detach() for name, tensor in self.tensors.items()}
         p, (mean, mean_out), (scale, scale_out) = (
@@ -239,7 +245,7 @@ class _One:
         encoder = t["encoder"] / scale
         skip = t["skip"] * scale_out[:, None] / scale if "skip" in t else None
         bias = t["decoder_bias"] * scale_out + mean_out
-        about = {"tokens": None, "seed": p.seed, "dead": int((t["silent"] > self.dead_after).sum())}
+        about = {**about, "seed": p.seed, "dead": int((t["silent"] > self.dead_after).sum())}
         return Dictionary(
             p.sparsifier,
             p.budget,
