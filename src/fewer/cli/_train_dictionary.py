@@ -52,7 +52,8 @@ def dictionary(
     opened, _ = open_model(model, device)
     reads, writes = find_taps(opened, wanted.reads), find_taps(opened, wanted.writes)
     text = _windows(data, tokenizer, wanted)
-    width = activations(opened, reads, text[:1, :2]).shape[-1]
+    widths = [activations(opened, [tap], text[:1, :2]).shape[-1] for tap in [*reads, *writes]]
+    width = sum(widths[: len(reads)])
     pupil = Pupil(sparsifier, kept, wanted.latents or 8 * width, wanted.seed)
     source = Live(opened, [*reads, *writes], text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.core import Budget, budget
+from fewer.core import Budget
 from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, said, spell, spoken
 from fewer.layout import Codes
 
 from .kept import Kept
+from .known import Known
 from .loop import Told, Training, train
 from .rate import Trapezoid
 from .rows import RowAdam
@@ -24,6 +25,7 @@ from .source import Source
 
 FIRST = 16  # batches from which mean and scale are taken
 HELD = 8  # batches after the last that training sees, for what inference needs
+RATE = 0.05  # of the entries of a row of length one, which are about 1 / sqrt(dim)
 WARM = 0.02  # the share of the run in which the rate rises
 
 
@@ -37,7 +39,6 @@ class Pupil:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", budget(self.budget))
         if self.latents < 1:
             raise ValueError(f"latents={self.latents}: ask for at least 1")
         if isinstance(self.budget.keep, int) and not self.budget.group and self.budget.keep > self.latents:
@@ -48,10 +49,11 @@ class Pupil:
 class Lesson:
     """How dictionaries are learnt: Adam, the decoder's rows at length 1, dead latents taught by what the others leave over.
 
-    The rate is 2e-4 / sqrt(latents / 16384) unless given, and falls to 0 over the last fifth (Gao et al. 2024, 2406.04093).
+    The rate is 0.05 / sqrt(dim) unless given, a twentieth of the entries of a row of length one, and falls to 0 over the last
+    fifth: with a fifth of it a dictionary of a few hundred steps misses half as much again (docs/LOG.md).
     A latent is dead that has been silent for `dead_after` tokens, by default 1/10 of the run and at most 10 million. `aux`
-    weighs the share of the error that `aux_latents` of the dead (by default dim / 2) explain of what the living leave over
-    (eq. 7 there, A.2).
+    weighs the share of what the living leave over that `aux_latents` of the dead (by default dim / 2) miss (Gao et al. 2024,
+    2406.04093, A.2).
     """
 
     steps: int = 2000
@@ -71,18 +73,20 @@ def learn(
     lesson: Lesson = Lesson(),
     reads: Sequence[str] = (),
     writes: Sequence[str] = (),
-    cut: int | None = None,
+    widths: Sequence[int] | None = None,
     out: str | Path | None = None,
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Dictionary]:
-    """Dictionaries that read the first `cut` columns of the batches and write the others; without `cut`, all and the same.
+    """Dictionaries that read the columns of `reads` and write those of `writes`; without `writes`, all and the same.
+
+    `widths` are the columns of each site, reads before writes, as they stand side by side in a batch; one site needs none.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
-    Activations are seen about their mean and scaled to E|x|^2 = dim; what comes back reads and writes plain ones.
+    Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
     first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
-    known = _Known.of(torch.cat(first), cut)
+    known = Known.of(torch.cat(first), widths or [first[0].shape[1]], len(reads) if writes else None)
     several = [_One(i, pupil, known, lesson, len(first[0])) for i, pupil in enumerate(pupils)]
     parameters = {f"{one.number}/{name}": t for one in several for name, t in one.tensors.items()}
     matrices = [f"{one.number}/{name}" for one in several for name in one.rows]
@@ -93,7 +97,7 @@ def learn(
         x, y = known.seen(batch)
         return torch.stack([one.loss(x, y, progress) for one in several]).sum()
 
-    rate = lesson.rate or 2e-4 / math.sqrt(max(p.latents for p in pupils) / 2**14)
+    rate = lesson.rate or RATE / math.sqrt(first[0].shape[1])
     how = Training(
         lesson.steps,
         Trapezoid(rate, WARM),
@@ -105,7 +109,7 @@ def learn(
     kept = (
         Kept(
             out,
-            f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {tuple(reads)} {tuple(writes)} {cut}",
+            f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {tuple(reads)} {tuple(writes)} {widths}",
         )
         if out
         else None
@@ -116,43 +120,10 @@ def learn(
     return [one.done(torch.cat(held), tuple(reads), tuple(writes) or tuple(reads), told_of) for one in several]
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """Where the data lie: their mean, and the scale of what is read and of what is written."""
-
-    mean: Float[Tensor, " dim"]
-    scale: Float[Tensor, " dim"]  # E|x - mean|^2 = dim after division
-    cut: int | None
-
-    @classmethod
-    def of(cls, rows: Float[Tensor, "n dim"], cut: int | None) -> "_Known":
-        if not rows.isfinite().all():
-            raise ValueError("an activation is NaN or infinite: nothing can be learnt from these batches")
-        if cut is not None and not 0 < cut < rows.shape[1]:
-            raise ValueError(f"cut={cut}: it must lie inside the {rows.shape[1]} columns of a batch")
-        wide = rows.double()
-        mean, variance = wide.mean(0), wide.var(0, correction=0)
-        parts = [variance] if cut is None else [variance[:cut], variance[cut:]]
-        if any(not p.sum() > 0 for p in parts):
-            raise ValueError("all activations are the same: there is nothing to learn")
-        scale = torch.cat([p.mean().sqrt().expand(len(p)) for p in parts])
-        return cls(mean.float(), scale.float(), cut)
-
-    def seen(self, batch: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n out"]]:
-        rows = (batch.float() - self.mean.to(batch.device)) / self.scale.to(batch.device)
-        return (
-            (rows, rows) if self.cut is None else (rows[:, : self.cut].contiguous(), rows[:, self.cut :].contiguous())
-        )
-
-    def sides(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a vector over the columns: what is read, and what is written."""
-        return (t, t) if self.cut is None else (t[: self.cut], t[self.cut :])
-
-
 class _One:
     """A dictionary while it is learnt."""
 
-    def __init__(self, number: int, pupil: Pupil, known: _Known, lesson: Lesson, batch: int):
+    def __init__(self, number: int, pupil: Pupil, known: Known, lesson: Lesson, batch: int):
         self.number, self.pupil, self.known, self.lesson = number, pupil, known, lesson
         device = known.mean.device
         draw = torch.Generator().manual_seed(pupil.seed)
