@@ -52,25 +52,18 @@ def dictionary(
     opened, _ = open_model(model, device)
     reads, writes = find_taps(opened, wanted.reads), find_taps(opened, wanted.writes)
     text = _windows(data, tokenizer, wanted)
-    widths = [activations(opened, [tap], text[:1, :2]).shape[-1] for tap in [*reads, *writes]]
-    width = sum(widths[: len(reads)])
-    pupil = Pupil(sparsifier, kept, wanted.latents or 8 * width, wanted.seed)
-    source = Live(opened, [*reads, *writes], text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
+    sites = {str(tap): activations(opened, [tap], text[:1, :2]).shape[-1] for tap in dict.fromkeys([*reads, *writes])}
+    names = tuple(map(str, reads)), tuple(map(str, writes))
+    width = sum(sites[name] for name in names[0])
+    pupil = Pupil(sparsifier, kept, wanted.latents or 8 * width, wanted.seed, *names)
+    taps = find_taps(opened, [*sites])
+    source = Live(opened, taps, text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
     note(
-        f"{pupil.latents} latents for {', '.join(map(str, reads))}: {lesson.steps} steps of {BATCH} tokens, of {text.numel()} different ones"
+        f"{pupil.latents} latents for {', '.join(names[0])}: {lesson.steps} steps of {BATCH} tokens, {text.numel()} different ones"
     )
-    (learnt,) = learn(
-        [pupil],
-        source,
-        lesson,
-        [*map(str, reads)],
-        [*map(str, writes)],
-        width if writes else None,
-        out,
-        told,
-        {"model": model, "data": data[0], "length": data[1]},
-    )
+    about = {"model": model, "data": data[0], "length": data[1]}
+    (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about)
     save(learnt, out, force=force)
     return f"written: {out}; look at it with `fewer explore {out}`"
 

@@ -1,7 +1,7 @@
 """Where activations lie: what a dictionary must not have to learn."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,46 +11,39 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The mean of the data, and a scale for each site; which columns are read and which are written.
+    """The mean of the data, and a scale for each site; which columns of a batch are whose.
 
-    >>> known = Known.of(torch.tensor([[0.0, 10.0], [4.0, 30.0]]), widths=[1, 1], reads=1)
-    >>> known.seen(torch.tensor([[4.0, 40.0]]))
-    (tensor([[1.]]), tensor([[2.]]))
+    >>> known = Known.of(torch.tensor([[0.0, 10.0], [4.0, 30.0]]), {"a": 1, "b": 1})
+    >>> known.seen(torch.tensor([[4.0, 40.0]])), known.of_sites(torch.tensor([[1.0, 2.0]]), ["b"])
+    (tensor([[1., 2.]]), tensor([[2.]]))
     """
 
     mean: Float[Tensor, " dim"]
     scale: Float[Tensor, " dim"]  # E|x - mean|^2 of a site is its width, after division
-    cut: int | None  # the first column that is written; None if what is read is written
+    sites: Mapping[str, slice]
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "n dim"], widths: Sequence[int], reads: int | None) -> "Known":
-        """From some rows, in float64. `reads` of the sites are read, the others written; None: all of them both."""
+    def of(cls, rows: Float[Tensor, "n dim"], widths: Mapping[str, int]) -> "Known":
+        """From some rows, in float64. ValueError: not finite, widths that do not add up, a site that never changes."""
         if not rows.isfinite().all():
             raise ValueError("an activation is NaN or infinite: nothing can be learnt from these batches")
-        if sum(widths) != rows.shape[1] or min(widths) < 1:
+        if sum(widths.values()) != rows.shape[1] or min(widths.values()) < 1:
             raise ValueError(
-                f"widths={list(widths)}: batches have {rows.shape[1]} columns, which the sites must share out"
-            )
-        if reads is not None and not 0 < reads < len(widths):
-            raise ValueError(
-                f"{reads} sites to read and {len(widths) - reads} to write: at least one of each is needed"
+                f"sites of {dict(widths)} columns: batches have {rows.shape[1]}, which they must share out"
             )
         mean, variance = rows.double().mean(0), rows.double().var(0, correction=0)
-        parts = variance.split(list(widths))
-        flat = [number for number, part in enumerate(parts) if not part.sum() > 0]
+        ends = [0, *itertools.accumulate(widths.values())]
+        sites = {name: slice(a, b) for name, a, b in zip(widths, ends, ends[1:], strict=False)}
+        flat = [name for name, at in sites.items() if not variance[at].sum() > 0]
         if flat:
-            raise ValueError(f"site {flat[0]} of the batches says the same always: there is nothing to learn")
-        scale = torch.cat([part.mean().sqrt().expand(len(part)) for part in parts])
-        ends = [0, *itertools.accumulate(widths)]
-        return cls(mean.float(), scale.float(), None if reads is None else ends[reads])
+            raise ValueError(f"site {flat[0]!r} says the same always: there is nothing to learn")
+        scale = torch.cat([variance[at].mean().sqrt().expand(at.stop - at.start) for at in sites.values()])
+        return cls(mean.float(), scale.float(), sites)
 
-    def seen(self, batch: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n in"], Float[Tensor, "n out"]]:
-        """What is read and what is written, about the mean and scaled."""
-        rows = (batch.float() - self.mean.to(batch.device)) / self.scale.to(batch.device)
-        return (
-            (rows, rows) if self.cut is None else (rows[:, : self.cut].contiguous(), rows[:, self.cut :].contiguous())
-        )
+    def seen(self, batch: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        """A batch about the mean, and scaled."""
+        return (batch.float() - self.mean.to(batch.device)) / self.scale.to(batch.device)
 
-    def sides(self, t: Float[Tensor, " dim"]) -> tuple[Tensor, Tensor]:
-        """Of a vector over the columns: what is read, and what is written."""
-        return (t, t) if self.cut is None else (t[: self.cut], t[self.cut :])
+    def of_sites(self, t: Float[Tensor, "*n dim"], names: Sequence[str]) -> Float[Tensor, "*n some"]:
+        """The columns of some sites, side by side in their order."""
+        return t if [*names] == [*self.sites] else torch.cat([t[..., self.sites[name]] for name in names], -1)
