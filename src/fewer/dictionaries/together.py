@@ -1,0 +1,64 @@
+"""Which features speak at the same tokens: Pearson's correlation of their activations, over all tokens."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped, UInt32
+
+from .store import Index
+
+
+@dataclass(frozen=True, eq=False)
+class ByToken:
+    """The index turned round: who speaks at each token. Mapped from a file that is gone after use."""
+
+    index: Index
+    ends: Int64[np.ndarray, " ends"]  # token t has `ends[t]` to `ends[t + 1]`
+    features: UInt32[np.ndarray, " nonzeros"]
+    values: Shaped[np.ndarray, " nonzeros"]
+    sums: Float64[np.ndarray, " features"]
+    squares: Float64[np.ndarray, " features"]
+
+    def correlated(self, feature: int, count: int) -> list[tuple[int, float, int]]:
+        """The features most correlated with one: which, Pearson's r over the tokens seen, and at how many both speak.
+
+        r = (N S_ab - S_a S_b) / sqrt((N S_aa - S_a^2) (N S_bb - S_b^2)) with sums S over N tokens, silent ones too.
+        """
+        places, said = self.index.of(feature)
+        start, size = self.ends[places], self.ends[places + 1] - self.ends[places]
+        at = np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        who = self.features[at].astype(np.int64)
+        both = np.bincount(who, minlength=self.index.features)
+        product = np.bincount(who, np.repeat(said, size) * self.values[at], self.index.features)
+        n = self.index.seen
+        spread = n * self.squares - self.sums**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r = (n * product - self.sums[feature] * self.sums) / np.sqrt(spread[feature] * spread)
+        r[(both == 0) | ~np.isfinite(r)] = -np.inf
+        r[feature] = -np.inf
+        best = np.argsort(-r, kind="stable")[:count]
+        return [(int(g), float(r[g]), int(both[g])) for g in best if r[g] > 0]
+
+
+@contextlib.contextmanager
+def by_token(index: Index) -> Iterator[ByToken]:
+    """Turn the index round in a temporary file: 8 bytes a nonzero on disk, 8 bytes a token in memory."""
+    sizes = np.zeros(index.tokens.size + 1, np.int64)
+    with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as other:
+        features = np.memmap(one, np.uint32, "w+", shape=(index.nonzeros,))
+        values = np.memmap(other, np.float32, "w+", shape=(index.nonzeros,))
+        for a in range(0, index.nonzeros, 1 << 20):
+            sizes += np.bincount(index.places[a : a + (1 << 20)].astype(np.int64) + 1, minlength=len(sizes))
+        ends = np.cumsum(sizes)
+        cursor, sums, squares = ends[:-1].copy(), np.zeros(index.features), np.zeros(index.features)
+        for feature in np.flatnonzero(index.counts):
+            places, said = index.of(int(feature))
+            at = cursor[places]
+            features[at], values[at] = feature, said
+            cursor[places] += 1
+            wide = said.astype(np.float64)
+            sums[feature], squares[feature] = wide.sum(), wide @ wide
+        yield ByToken(index, ends, features, values, sums, squares)
