@@ -45,7 +45,9 @@ def indexed(
             rows = activations(model, taps, some).flatten(0, 1)
             if rows.shape[1] != dictionary.encoder.shape[1]:
                 sites, wants = ", ".join(dictionary.reads), dictionary.encoder.shape[1]
-                raise ValueError(f"{sites}: {rows.shape[1]} numbers a token, the dictionary reads {wants}; another model?")
+                raise ValueError(
+                    f"{sites}: {rows.shape[1]} numbers a token, the dictionary reads {wants}; another model?"
+                )
             spool.add(dictionary.encode(rows.to(dictionary.encoder)), ~torch.isin(some, left).flatten())
             done += len(some)
             if told:

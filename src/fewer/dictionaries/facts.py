@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewer.features import Dictionary
 
 from .store import Index
-from .together import ByToken, by_token
+from .together import ByToken, Company, by_token
 
 AT_ONCE = 256  # features whose logit weights and cosines are in memory together
 
@@ -38,8 +38,8 @@ class Facts:
     `mean` and `loudest` are over the tokens at which it speaks (`loudest` by size, with its sign). `heard` are the tokens
     on which most of its activation falls, with their share. `promoted` and `suppressed` are the tokens with the largest and
     smallest logit weight W_U d, the decoder's row through the unembedding, without the final norm. `near` are the features
-    with the largest cosine between decoder rows; `together` those with the largest Pearson correlation of activations, and
-    the number of tokens at which both speak.
+    with the largest cosine between decoder rows; `together` those with the largest Pearson correlation of activations,
+    their cosine and the number of tokens at which both speak. `logits` is the histogram of all logit weights, with its ends.
     """
 
     feature: int
@@ -55,7 +55,8 @@ class Facts:
     promoted: Sequence[Pair]
     suppressed: Sequence[Pair]
     near: Sequence[Pair]
-    together: Sequence[tuple[int, float, int]]
+    together: Sequence[Company]
+    logits: tuple[Sequence[int], float, float] = ((), 0.0, 0.0)
 
     def plain(self) -> dict[str, Any]:
         """The same as dictionaries, lists and numbers."""
@@ -66,7 +67,13 @@ class Facts:
 class Show:
     """How much is shown of a feature."""
 
-    quantiles: tuple[tuple[float, int], ...] = ((1.0, 8), (0.9, 4), (0.7, 4), (0.4, 4), (0.0, 4))  # and how many of each
+    quantiles: tuple[tuple[float, int], ...] = (
+        (1.0, 8),
+        (0.9, 4),
+        (0.7, 4),
+        (0.4, 4),
+        (0.0, 4),
+    )  # and how many of each
     before: int = 16  # tokens
     after: int = 8
     bins: int = 32
@@ -75,7 +82,10 @@ class Show:
 
 
 def facts(
-    index: Index, dictionary: Dictionary, unembedding: Float[Tensor, "vocabulary dim"] | None = None, show: Show = Show()
+    index: Index,
+    dictionary: Dictionary,
+    unembedding: Float[Tensor, "vocabulary dim"] | None = None,
+    show: Show = Show(),
 ) -> Iterator[Facts]:
     """The facts of all features in order, a few in memory at a time.
 
@@ -90,9 +100,9 @@ def facts(
         for start in range(0, index.features, AT_ONCE):
             some = range(start, min(start + AT_ONCE, index.features))
             near = _near(atoms, some, show.features)
-            up, down = _logits(atoms[some.start : some.stop], unembedding, show.tokens)
+            weights = _Weights.of(atoms[some.start : some.stop], unembedding, show)
             for i, feature in enumerate(some):
-                yield _one(turned, feature, show, near[i], up[i], down[i])
+                yield _one(turned, feature, show, near[i], weights, i)
 
 
 def unembedding_of(model: nn.Module) -> Float[Tensor, "vocabulary dim"] | None:
@@ -116,7 +126,7 @@ def examples(index: Index, feature: int, show: Show = Show()) -> list[Example]:
     return found
 
 
-def _one(turned: ByToken, feature: int, show: Show, near: list[Pair], up: list[Pair], down: list[Pair]) -> Facts:
+def _one(turned: ByToken, feature: int, show: Show, near: list[Pair], weights: "_Weights", i: int) -> Facts:
     index = turned.index
     _, values = index.of(feature)
     heights, low, high = index.histogram(feature, show.bins)
@@ -132,10 +142,11 @@ def _one(turned: ByToken, feature: int, show: Show, near: list[Pair], up: list[P
         high,
         _heard(index, feature, show.tokens),
         examples(index, feature, show),
-        up,
-        down,
+        weights.up[i],
+        weights.down[i],
         near,
         turned.correlated(feature, show.features) if speaks else [],
+        weights.spread[i],
     )
 
 
@@ -156,12 +167,22 @@ def _near(atoms: Tensor, some: range, count: int) -> list[list[Pair]]:
     return _pairs(cosine.topk(min(count, len(atoms) - 1), dim=1))
 
 
-def _logits(rows: Tensor, unembedding: Tensor | None, count: int) -> tuple[list[list[Pair]], list[list[Pair]]]:
-    if unembedding is None:
-        return [[] for _ in rows], [[] for _ in rows]
-    logits = rows.to(unembedding) @ unembedding.T
-    count = min(count, len(unembedding))
-    return _pairs(logits.topk(count, dim=1)), _pairs(logits.topk(count, dim=1, largest=False))
+@dataclass(frozen=True)
+class _Weights:
+    """Of some features, the logit weights: the largest, the smallest, and how they are spread."""
+
+    up: list[list[Pair]]
+    down: list[list[Pair]]
+    spread: list[tuple[list[int], float, float]]
+
+    @classmethod
+    def of(cls, rows: Tensor, unembedding: Tensor | None, show: Show) -> "_Weights":
+        if unembedding is None:
+            return cls([[] for _ in rows], [[] for _ in rows], [([], 0.0, 0.0) for _ in rows])
+        logits = rows.to(unembedding) @ unembedding.T
+        count = min(show.tokens, len(unembedding))
+        spread = [(r.histc(show.bins).int().tolist(), r.min().item(), r.max().item()) for r in logits.cpu()]
+        return cls(_pairs(logits.topk(count, dim=1)), _pairs(logits.topk(count, dim=1, largest=False)), spread)
 
 
 def _pairs(found: "torch.return_types.topk") -> list[list[Pair]]:

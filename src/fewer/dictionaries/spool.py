@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -169,7 +168,9 @@ def _said(index: np.ndarray, value: np.ndarray, first: int) -> np.ndarray:
     return both[both["value"] != 0]
 
 
-def spooled(out: str | Path, features: int, tokens: Int[Tensor, "windows length"], about: Mapping[str, Any]) -> Spool | Index:
+def spooled(
+    out: str | Path, features: int, tokens: Int[Tensor, "windows length"], about: Mapping[str, Any]
+) -> Spool | Index:
     """The index at OUT if it was built of the same tokens by the same `about`; otherwise a spool to build it."""
     out = Path(out)
     if not out.exists():

@@ -10,6 +10,8 @@ from jaxtyping import Float64, Int64, Shaped, UInt32
 
 from .store import Index
 
+Company = tuple[int, float, float, int]  # a feature, Pearson's r, the cosine, at how many tokens both speak
+
 
 @dataclass(frozen=True, eq=False)
 class ByToken:
@@ -22,8 +24,8 @@ class ByToken:
     sums: Float64[np.ndarray, " features"]
     squares: Float64[np.ndarray, " features"]
 
-    def correlated(self, feature: int, count: int) -> list[tuple[int, float, int]]:
-        """The features most correlated with one: which, Pearson's r over the tokens seen, and at how many both speak.
+    def correlated(self, feature: int, count: int) -> list[Company]:
+        """The features most correlated with one, over the tokens seen.
 
         r = (N S_ab - S_a S_b) / sqrt((N S_aa - S_a^2) (N S_bb - S_b^2)) with sums S over N tokens, silent ones too.
         """
@@ -35,12 +37,14 @@ class ByToken:
         product = np.bincount(who, np.repeat(said, size) * self.values[at], self.index.features)
         n = self.index.seen
         spread = n * self.squares - self.sums**2
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):  # features that never speak, or always the same
             r = (n * product - self.sums[feature] * self.sums) / np.sqrt(spread[feature] * spread)
         r[(both == 0) | ~np.isfinite(r)] = -np.inf
         r[feature] = -np.inf
-        best = np.argsort(-r, kind="stable")[:count]
-        return [(int(g), float(r[g]), int(both[g])) for g in best if r[g] > 0]
+        best = np.argsort(-r, kind="stable")[: min(count, int((r > 0).sum()))]
+        cosine = product[best] / np.sqrt(self.squares[feature] * self.squares[best])
+        rows = zip(best.tolist(), r[best].tolist(), cosine.tolist(), both[best].tolist(), strict=True)
+        return list(rows)
 
 
 @contextlib.contextmanager
