@@ -169,12 +169,16 @@ def _said(index: np.ndarray, value: np.ndarray, first: int) -> np.ndarray:
 
 
 def spooled(
-    out: str | Path, features: int, tokens: Int[Tensor, "windows length"], about: Mapping[str, Any]
+    out: str | Path,
+    features: int,
+    tokens: Int[Tensor, "windows length"],
+    about: Mapping[str, Any],
+    chunk: int = CHUNK,
 ) -> Spool | Index:
     """The index at OUT if it was built of the same tokens by the same `about`; otherwise a spool to build it."""
     out = Path(out)
     if not out.exists():
-        return Spool(out, features, tokens, about)
+        return Spool(out, features, tokens, about, chunk)
     index = open_index(out)
     same = index.features == features and dict(index.about) == dict(about)
     if same and np.array_equal(index.tokens, tokens.cpu().numpy()):

@@ -140,4 +140,4 @@ def _mapped(file: Path, kind: str) -> np.ndarray:
         raise ValueError(f"{file} cannot be read ({wrong}); build the index anew") from wrong
     if array.dtype != np.dtype(kind):
         raise ValueError(f"{file}: numbers of type {array.dtype.str}, expected {kind}")
-    return array
+    return array.view(np.ndarray)  # still mapped; memmap's own class makes each look-up slow

@@ -35,16 +35,16 @@ class ByToken:
         who = self.features[at].astype(np.int64)
         both = np.bincount(who, minlength=self.index.features)
         product = np.bincount(who, np.repeat(said, size) * self.values[at], self.index.features)
-        n = self.index.seen
-        spread = n * self.squares - self.sums**2
-        with np.errstate(invalid="ignore", divide="ignore"):  # features that never speak, or always the same
-            r = (n * product - self.sums[feature] * self.sums) / np.sqrt(spread[feature] * spread)
-        r[(both == 0) | ~np.isfinite(r)] = -np.inf
-        r[feature] = -np.inf
-        best = np.argsort(-r, kind="stable")[: min(count, int((r > 0).sum()))]
-        cosine = product[best] / np.sqrt(self.squares[feature] * self.squares[best])
-        rows = zip(best.tolist(), r[best].tolist(), cosine.tolist(), both[best].tolist(), strict=True)
-        return list(rows)
+        both[feature] = 0
+        some = np.flatnonzero(both)
+        n, one, others = self.index.seen, self.sums[feature], self.sums[some]
+        spread = (n * self.squares[feature] - one**2) * (n * self.squares[some] - others**2)
+        with np.errstate(invalid="ignore", divide="ignore"):  # features that say the same at every token
+            r = (n * product[some] - one * others) / np.sqrt(spread)
+        best = np.argsort(-np.where(r > 0, r, 0), kind="stable")[: min(count, int((r > 0).sum()))]
+        which, r = some[best], r[best]
+        cosine = product[which] / np.sqrt(self.squares[feature] * self.squares[which])
+        return list(zip(which.tolist(), r.tolist(), cosine.tolist(), both[which].tolist(), strict=True))
 
 
 @contextlib.contextmanager
@@ -52,8 +52,8 @@ def by_token(index: Index) -> Iterator[ByToken]:
     """Turn the index round in a temporary file: 8 bytes a nonzero on disk, 8 bytes a token in memory."""
     sizes = np.zeros(index.tokens.size + 1, np.int64)
     with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as other:
-        features = np.memmap(one, np.uint32, "w+", shape=(index.nonzeros,))
-        values = np.memmap(other, np.float32, "w+", shape=(index.nonzeros,))
+        features = np.memmap(one, np.uint32, "w+", shape=(index.nonzeros,)).view(np.ndarray)
+        values = np.memmap(other, np.float32, "w+", shape=(index.nonzeros,)).view(np.ndarray)
         for a in range(0, index.nonzeros, 1 << 20):
             sizes += np.bincount(index.places[a : a + (1 << 20)].astype(np.int64) + 1, minlength=len(sizes))
         ends = np.cumsum(sizes)

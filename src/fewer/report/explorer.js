@@ -1,7 +1,8 @@
 "use strict";
 const at = id => document.getElementById(id), NONE = 0xffffffff, ROW = 38;
+const DRAWN = new Set(["svg", "rect", "path", "text", "line", "title"]);
 const make = (tag, props = {}, ...children) => {
-  const node = tag === "svg" || tag === "rect" || tag === "path" || tag === "text" || tag === "line" || tag === "title" ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const node = DRAWN.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [k, v] of Object.entries(props)) if (v !== undefined) node.setAttribute(k, v);
   node.append(...children);
   return node;
@@ -112,13 +113,15 @@ function draw() {
   if (here >= from && here < to) at("grid").setAttribute("aria-activedescendant", `row${shown[here]}`);
   else at("grid").removeAttribute("aria-activedescendant");
 }
+let frame = 0;
+const redraw = () => { frame ||= requestAnimationFrame(() => { frame = 0; draw(); }); };
 function reveal() {
   const box = at("scroll"), y = here * ROW;
   const above = box.scrollTop - y, below = y + ROW - box.scrollTop - box.clientHeight;
   if (Math.max(above, below) > 2 * ROW) box.scrollTop = y - box.clientHeight / 3;
   else if (above > 0) box.scrollTop = y;
   else if (below > 0) box.scrollTop += below;
-  draw();
+  redraw();
 }
 function move(by) {
   if (!shown.length) return;
@@ -249,13 +252,13 @@ async function start() {
     sortOrder();
     search(false);
   };
-  at("rows").onclick = ({target}) => { const r = target.closest(".row"); if (r) { here = +r.dataset.i; visit(shown[here]); at("grid").focus({preventScroll: true}); draw(); } };
-  at("scroll").onscroll = () => requestAnimationFrame(draw);
+  at("rows").onclick = ({target}) => { const r = target.closest(".row"); if (r) { here = +r.dataset.i; visit(shown[here]); at("grid").focus({preventScroll: true}); redraw(); } };
+  at("scroll").onscroll = redraw;
   at("query").oninput = () => search(false);
   at("where").onchange = () => search(false);
   addEventListener("keydown", keys);
   addEventListener("hashchange", follow);
-  new ResizeObserver(() => { document.body.style.setProperty("--gutter", `${at("scroll").offsetWidth - at("scroll").clientWidth}px`); draw(); }).observe(at("scroll"));
+  new ResizeObserver(() => { document.body.style.setProperty("--gutter", `${at("scroll").offsetWidth - at("scroll").clientWidth}px`); redraw(); }).observe(at("scroll"));
   sortOrder();
   search(false);
   at("grid").focus({preventScroll: true});

@@ -102,7 +102,7 @@ def _page(f: Mapping[str, Any], book: _Book) -> list[Any]:
     ]
 
 
-def _sparse(values: Sequence[float]) -> list[float]:
+def _sparse(values: Sequence[float]) -> list[int | float]:
     return [x for i, v in enumerate(values) if v for x in (i, _short(v))]
 
 
