@@ -32,7 +32,8 @@ function spelt(word) {
   const sign = run => run.length > 4 ? `${SIGNS[run[0]]}×${run.length}` : SIGNS[run[0]].repeat(run.length);
   return word.split(/( +|\n+|\t+|\r+)/).filter(Boolean).map(part => part[0] in SIGNS ? make("i", {}, sign(part)) : part);
 }
-const chip = (id, hit) => make("span", {class: hit ? "t hit" : "t"}, ...spelt(table.words[id]));
+const cut = word => word.length > 28 ? word.slice(0, 27) + "…" : word;
+const chip = (id, hit) => make("span", {class: hit ? "t hit" : "t"}, ...spelt(cut(table.words[id])));
 
 /* The table. */
 const COLUMNS = [
@@ -131,7 +132,13 @@ function move(by) {
 }
 
 /* A feature's page. */
-const visit = (f, quietly) => { if (quietly) { history.replaceState(null, "", `#f${f}`); open(f); } else location.hash = `f${f}`; };
+let later = 0;  // browsers refuse an address that changes at every repeat of a key
+function visit(f, quietly) {
+  clearTimeout(later);
+  if (!quietly) { location.hash = `f${f}`; return; }
+  later = setTimeout(() => history.replaceState(null, "", `#f${f}`), 200);
+  open(f);
+}
 const narrow = matchMedia("(max-width: 760px)");
 async function open(f) {
   opened = f;
@@ -148,6 +155,7 @@ async function open(f) {
   if (narrow.matches) at("page").focus({preventScroll: true});
 }
 function close() {
+  clearTimeout(later);
   opened = -1;
   document.body.classList.remove("open");
   at("page").hidden = true;
@@ -172,7 +180,7 @@ function pageOf(f, [heights, ends, heard, promoted, suppressed, examples, near, 
   box.append(make("div", {class: "tiles"}, tile(percent(column.frequency[f]), `of tokens, ${count(column.count[f])} of them`), tile(digits(column.mean[f]), "mean where it speaks"), tile(digits(column.loudest[f]), "max"), tile(percent(column.focus[f]), "of it on one token")));
   if (heard.length) box.append(two(part("Activations", "tokens at each value, logarithmic", histogram(heights, ends)), part("Speaks on", "share of its activation", shares(heard.slice(0, 8), percent, ""))));
   if (promoted.length) box.append(two(part("Promotes", "weight on the logit", shares(promoted, signed, "up")), part("Suppresses", "weight on the logit", shares(suppressed, signed, "down"))));
-  for (const [quantile, group] of Map.groupBy ? Map.groupBy(examples, e => e[0]) : grouped(examples)) {
+  for (const [quantile, group] of grouped(examples)) {
     const name = quantile === 1 ? ["Loudest", "one stretch a window"] : quantile === 0 ? ["Quietest", "where it only just speaks"] : [quantile === .5 ? "Middle" : `Louder than ${Math.round(100 * quantile)} %`, "of the windows in which it speaks"];
     box.append(make("section", {class: "group"}, make("h3", {}, name[0], make("small", {}, name[1])), ...group.map(e => example(e, largest))));
   }
@@ -189,10 +197,10 @@ function shares(pairs, write, kind) {
   return make("ol", {class: "share"}, ...pairs.map(([id, x]) => make("li", {}, make("span", {}, chip(id)), make("span", {class: `track ${kind}`}, make("b", {style: `width:${(100 * Math.abs(x) / most).toFixed(1)}%`})), make("span", {class: "n"}, write(x)))));
 }
 function histogram(heights, [low, high]) {
-  const w = 420, h = 214, base = 192, n = heights.length, tall = Math.log10(Math.max(...heights) + 1), svg = make("svg", {class: "hist", viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": `Values from ${digits(low)} to ${digits(high)}`});
+  const w = 388, h = 214, base = 192, n = heights.length, tall = Math.log10(Math.max(...heights) + 1), svg = make("svg", {class: "hist", viewBox: `0 0 ${w + 44} ${h}`, role: "img", "aria-label": `Values from ${digits(low)} to ${digits(high)}`});
   for (let power = 1; power <= tall; power++) {
     const y = base - 180 * power / tall;
-    svg.append(make("line", {x1: 0, x2: w, y1: y, y2: y}), make("text", {x: w, y: y - 3, "text-anchor": "end"}, count(10 ** power)));
+    svg.append(make("line", {x1: 0, x2: w, y1: y, y2: y}), make("text", {x: w + 6, y: y + 4}, count(10 ** power)));
   }
   heights.forEach((value, i) => {
     if (!value) return;
