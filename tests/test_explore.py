@@ -39,13 +39,13 @@ def test_facts_are_what_the_formulas_say(small):
     logits = (unembedding.double() @ d.decoder.double().T).T.numpy()
     rows = torch.nn.functional.normalize(d.decoder.double(), dim=1).numpy()
     cosine = rows @ rows.T - 9 * np.eye(FEATURES)
-    for f in facts(index, d, unembedding, Show(tokens=5, features=4, bins=8)):
+    for f in facts(index, d, unembedding, Show(tokens=5, features=FEATURES - 1, bins=8)):
         i, said = f.feature, there[:, f.feature][there[:, f.feature] != 0]
         assert f.count == len(said) and f.frequency == len(said) / len(z)
         assert [t for t, _ in f.promoted] == np.argsort(-logits[i])[:5].tolist()
         assert [t for t, _ in f.suppressed] == np.argsort(logits[i])[:5].tolist()
         assert abs(f.promoted[0][1] - logits[i].max()) < 1e-4 and sum(f.logits[0]) == VOCABULARY
-        assert [g for g, _ in f.near] == np.argsort(-cosine[i])[:4].tolist()
+        assert [g for g, _ in f.near] == np.argsort(-cosine[i])[:-1].tolist()
         assert abs(f.near[0][1] - cosine[i].max()) < 1e-5
         if len(said):
             assert abs(f.mean - said.mean()) < 1e-5 and f.loudest == said[np.abs(said).argmax()]

@@ -1,11 +1,13 @@
 """The index of features on disk against brute force over dense codes; a killed or harmed one is never half."""
 
+import doctest
 import json
 
 import numpy as np
 import pytest
 import torch
 
+import fewer.dictionaries.spool
 from fewer.dictionaries.spool import SAID, Spool
 from fewer.dictionaries.store import open_index
 from fewer.dictionaries.together import by_token
@@ -215,3 +217,7 @@ def test_correlations_are_those_of_the_dense_codes(small):
                 assert abs(pearson - r[f, g]) < 1e-6 and shared == both[g]
                 assert abs(cosine - there[:, f] @ there[:, g] / norms) < 1e-6
         assert turned.correlated(1, 1)[0][0] == 2 and turned.correlated(FEATURES - 1, 3) == []
+
+
+def test_the_worked_example():
+    assert doctest.testmod(fewer.dictionaries.spool).failed == 0

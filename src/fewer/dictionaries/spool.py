@@ -26,7 +26,7 @@ class Spool:
     It all happens in `OUT.partial`; OUT appears at the end, whole. A run that was killed finds there how many tokens are
     `done`, and goes on with the next. A spool of other tokens or another `about` begins anew.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> spool = Spool(tempfile.mkdtemp() + "/index", 3, torch.tensor([[7, 8], [9, 7]]))
     >>> spool.add(Codes(torch.tensor([[0], [2], [0], [0]]), torch.tensor([[1.0], [5.0], [0.0], [4.0]]), 3))
     >>> index = spool.finish()
