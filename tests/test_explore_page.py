@@ -252,4 +252,5 @@ def test_a_phone_shows_the_table_or_the_feature(visit):
     page.wait_for_selector("#page h2")
     assert not page.locator("#list").is_visible() and page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_label("Close").click()
-    assert page.locator("#list").is_visible() and not page.locator("#page").is_visible()
+    page.locator("#page").wait_for(state="hidden")
+    assert page.locator("#list").is_visible()
