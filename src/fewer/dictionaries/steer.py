@@ -4,13 +4,16 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewer.features import Dictionary
-from fewer.models import Tap, find_taps, hooked
+from fewer.layout import Codes
+
+from .splice import Where, spliced
 
 Amount = Float[Tensor, " tokens"]
 
@@ -86,44 +89,38 @@ EDITS: Mapping[str, type[Edit]] = {e.__name__: e for e in (Add, Set, ScaleWhenAc
 
 
 @contextlib.contextmanager
-def steered(model: nn.Module, dictionary: Dictionary, edits: Sequence[Edit]) -> Iterator[None]:
+def steered(
+    model: nn.Module, dictionary: Dictionary, edits: Sequence[Edit], where: Where | None = None
+) -> Iterator[None]:
     """While this is open, each edit moves what the dictionary writes by (edited z - z) times the latent's direction.
 
-    z is coded from what the model itself says, so the error of the dictionary stays in, and an edit that changes nothing
-    changes no bit. It works inside `generate`, with and without a cache, for batches and for several taps. Edits of one
-    latent follow one another. ValueError: no such latent; a dictionary that does not say where it reads and writes.
+    z is coded from what the model itself says, so the error of the dictionary stays in (`spliced` with `error`), and an edit
+    that changes nothing changes no bit. It works inside `generate`, with and without a cache, and for batches. Edits of one
+    latent follow one another. `where` takes token ids and is True where the edits are made. ValueError: no such latent.
     """
     wrong = [e.latent for e in edits if not 0 <= e.latent < dictionary.latents]
     if wrong:
         raise ValueError(f"latent {wrong[0]}: the dictionary has 0 to {dictionary.latents - 1}")
-    if len(dictionary.reads) != 1 or len(dictionary.writes) != 1:
-        raise ValueError(
-            f"a dictionary that reads {list(dictionary.reads)} and writes {list(dictionary.writes)} cannot steer: one of each is needed"
-        )
-    (reads,), (writes,) = find_taps(model, dictionary.reads), find_taps(model, dictionary.writes)
-    latents = list(dict.fromkeys(e.latent for e in edits))
-    heard: dict[Tap, Tensor] = {}
-
-    def hear(x: Tensor) -> Tensor:
-        heard[reads] = x
-        return x
-
-    def write(y: Tensor) -> Tensor:
-        x = heard.pop(reads, y)
-        return _moved(dictionary, edits, latents, x, y) if latents else y
-
-    with hooked(model, {writes: write} if reads == writes else {reads: hear, writes: write}):
+    with spliced(model, dictionary, error=True, where=where, edit=partial(edited, edits)):
         yield
 
 
-def _moved(dictionary: Dictionary, edits: Sequence[Edit], latents: list[int], x: Tensor, y: Tensor) -> Tensor:
-    flat = x.detach().reshape(-1, x.shape[-1]).to(dictionary.encoder.dtype)
-    codes = dictionary.encode(flat)
-    at = torch.tensor(latents, device=flat.device)
-    before = (codes.value[:, :, None] * (codes.index[:, :, None] == at)).sum(1)
-    after = dict(zip(latents, before.unbind(1), strict=True))
+def edited(edits: Sequence[Edit], codes: Codes) -> Codes:
+    """The codes after the edits, one after the other. Who spoke keeps its place, who did not is put behind.
+
+    >>> codes = Codes(torch.tensor([[4, 7]]), torch.tensor([[1.0, 2.0]]), 9)
+    >>> edited([ScaleWhenActive(7, 3.0), Add(5, 0.5)], codes)
+    Codes(index=tensor([[4, 7, 5]]), value=tensor([[1.0000, 6.0000, 0.5000]]), size=9)
+    """
     for edit in edits:
-        after[edit.latent] = edit.of(after[edit.latent])
-    change = torch.stack([after[i] for i in latents], 1) - before
-    moved = (change @ dictionary.decoder[at]).to(y.dtype).view(y.shape)
-    return torch.where((change != 0).any(1).view(*y.shape[:-1], 1), y + moved, y)
+        here = (codes.index == edit.latent) & (codes.value != 0)
+        z = (codes.value * here).sum(1)
+        after = edit.of(z).to(z)
+        value = torch.where(here, after[:, None], codes.value)
+        new = torch.where(here.any(1), 0.0, after)[:, None]
+        if new.any():
+            index = torch.cat([codes.index, torch.full_like(codes.index[:, :1], edit.latent)], 1)
+            codes = Codes(index, torch.cat([value, new], 1), codes.size)
+        else:
+            codes = Codes(codes.index, value, codes.size)
+    return codes
