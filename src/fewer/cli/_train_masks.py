@@ -23,8 +23,8 @@ def masks(
     told: Callable[[Any], None],
 ) -> str:
     """Learn and write them; what to write in a step then. `data` is the corpus, how many windows, and how long they are."""
+    from fewer.core.spell import spell
     from fewer.recipe import step
-    from fewer.recipe.steps import spell
     from fewer.train import learner_of
 
     teacher, first = learner_of(type(pupil)), prior and step(prior)

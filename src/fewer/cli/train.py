@@ -48,7 +48,7 @@ def train(
     Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
-    from fewer.recipe import method_of
+    from fewer.core.spell import method_of
     from fewer.train import Cosine, Training
 
     from ._train_dictionary import Wanted, dictionary

@@ -114,7 +114,7 @@ def chosen(
         )
 
 
-def spell(
+def coded(
     m: ByKeep,
     budget: Budget,
     x: Float[Tensor, "batch in"],

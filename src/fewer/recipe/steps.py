@@ -1,13 +1,13 @@
 """Steps as data: `weights/wanda 50% by owl + dsnot + eora(rank=16) @ *.mlp.*`, read, printed and checked."""
 
-import ast
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewer.core import Budget, Method, axes, budget, find
+from fewer.core import Budget, Method, axes, budget
+from fewer.core.spell import method_of, spell
 
 VERSION = 1  # of the YAML form; a newer one is refused
 
@@ -17,7 +17,6 @@ _STEP = re.compile(
     r"(?P<then>(?:\s*\+\s*[\w/]+(?:\([^()]*\))?)*)"
     r"(?:\s*@\s*(?P<where>\S.*))?"
 )
-_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>[^()]*)\))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,49 +53,9 @@ class Step:
 Recipe = tuple[Step, ...]
 
 
-def spell(m: Method, axis: str = "") -> str:
-    """A method as it is written in a step: its name, and the fields that are not the defaults."""
-    name = m.name.removeprefix(f"{axis}/") if axis else m.name
-    fields = [
-        f"{f.name}={value!r}"
-        for f in dataclasses.fields(m)
-        if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
-    ]
-    return f"{name}({', '.join(fields)})" if fields else name
-
-
 def kind(cls: type[Method]) -> str:
     """What a method does on its axis: the abstract class of `_protocol.py` that it is, e.g. `Pruner`."""
     return next(c.__name__ for c in reversed(cls.__mro__) if c.__module__.endswith("._protocol"))
-
-
-def method_of(text: str, axis: str = "") -> Method:
-    """Read `weights/eora(rank=16)`; with an axis, the short name `eora(rank=16)` too."""
-    if not (call := _CALL.fullmatch(text.strip())):
-        raise ValueError(f"not a method: {text!r}; write 'weights/wanda' or 'weights/eora(rank=16)'")
-    name = call["name"] if "/" in call["name"] or not axis else f"{axis}/{call['name']}"
-    cls = find(name)
-    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
-    for field in filter(None, (part.strip() for part in (call["fields"] or "").split(","))):
-        key, equals, value = (part.strip() for part in field.partition("="))
-        if not equals or key not in defaults:
-            known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
-            raise ValueError(f"{name} has no field {key!r}; its fields are: {known}")
-        given[key] = _literal(name, key, value, defaults[key])
-    return cls(**given)
-
-
-def _literal(name: str, key: str, text: str, default: Any) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if isinstance(default, bool | int | float | str) and type(value) is not type(default):
-        raise ValueError(f"{name}: {key}={text} must be of type {type(default).__name__}; the default is {default!r}")
-    return value
 
 
 def step(text: str) -> Step:

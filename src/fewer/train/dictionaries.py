@@ -23,7 +23,7 @@ from .rows import RowAdam
 from .source import Source
 
 FIRST = 16  # batches from which mean and scale are taken
-HELD = 8  # batches after the last that training sees, for what inference needs
+HELD = 32  # batches after the last that training sees, for what inference needs
 RATE = 0.05  # of the entries of a row of length one, which are about 1 / sqrt(dim)
 WARM = 0.02  # the share of the run in which the rate rises
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, said, spell, spoken
+from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, coded, said, spoken
 from fewer.layout import Codes
 
 from .known import Known
@@ -68,7 +68,7 @@ class One:
             z = p.sparsifier.code(F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, self.own)
             self._heard((z != 0).any(0).nonzero()[:, 0], len(x))
             return [(1.0, z @ t["decoder"] + self._beside(x))]
-        codes, _ = spell(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
+        codes, _ = coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
         self._heard(codes.index[codes.value != 0], len(x))
         beside = self._beside(x)
         return [(weight, spoken(part, t["decoder"]) + beside) for weight, part in p.sparsifier.views(codes)]

@@ -1,0 +1,50 @@
+"""A method as text, `weights/eora(rank=16)`, and back."""
+
+import ast
+import dataclasses
+import re
+from typing import Any
+
+from .method import Method, find
+
+_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>[^()]*)\))?")
+
+
+def spell(m: Method, axis: str = "") -> str:
+    """A method as it is written in a step: its name, and the fields that are not the defaults."""
+    name = m.name.removeprefix(f"{axis}/") if axis else m.name
+    fields = [
+        f"{f.name}={value!r}"
+        for f in dataclasses.fields(m)
+        if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
+    ]
+    return f"{name}({', '.join(fields)})" if fields else name
+
+
+def method_of(text: str, axis: str = "") -> Method:
+    """Read `weights/eora(rank=16)`; with an axis, the short name `eora(rank=16)` too."""
+    if not (call := _CALL.fullmatch(text.strip())):
+        raise ValueError(f"not a method: {text!r}; write 'weights/wanda' or 'weights/eora(rank=16)'")
+    name = call["name"] if "/" in call["name"] or not axis else f"{axis}/{call['name']}"
+    cls = find(name)
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for field in filter(None, (part.strip() for part in (call["fields"] or "").split(","))):
+        key, equals, value = (part.strip() for part in field.partition("="))
+        if not equals or key not in defaults:
+            known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
+            raise ValueError(f"{name} has no field {key!r}; its fields are: {known}")
+        given[key] = _literal(name, key, value, defaults[key])
+    return cls(**given)
+
+
+def _literal(name: str, key: str, text: str, default: Any) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(default, bool | int | float | str) and type(value) is not type(default):
+        raise ValueError(f"{name}: {key}={text} must be of type {type(default).__name__}; the default is {default!r}")
+    return value

@@ -1,0 +1,173 @@
+"""Sparsifiers: what each counts, against brute force; gradients, against dense autograd; and what each learns, against a planted truth."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewer import kernels
+from fewer.core import budget, find, methods
+from fewer.features import Codes
+from fewer.features.batch_top_k import BatchTopK
+from fewer.features.feature_choice import FeatureChoice
+from fewer.features.gated import Gated
+from fewer.features.hierarchical_top_k import HierarchicalTopK
+from fewer.features.jump_relu import JumpRelu
+from fewer.features.matryoshka import Matryoshka
+from fewer.features.top_k import TopK
+from fewer.select import step
+from fewer.train import Lesson, Pupil, Rows, learn
+from fewer.train.known import Known
+from fewer.train.one import One
+from fewer.train.rows import RowAdam, _together
+
+LEARN = [name for name in methods("features") if name != "features/random"]
+
+
+def planted(count=12000, dim=16, atoms=24, k=3, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    true = F.normalize(torch.randn(atoms, dim, generator=make), dim=1)
+    z = (torch.rand(count, atoms, generator=make) < k / atoms) * (1 + torch.rand(count, atoms, generator=make))
+    return z @ true + 0.5 + 0.02 * torch.randn(count, dim, generator=make), true
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    x, true = planted()
+    pupils = [Pupil(find(name)(), budget("3"), 48) for name in LEARN]
+    found = learn(pupils, Rows(x[:-2000], 128), Lesson(600))
+    return x[-2000:], true, dict(zip(LEARN, found, strict=True))
+
+
+@pytest.mark.parametrize("name", LEARN)
+def test_planted_directions_are_found_and_the_budget_is_met_on_new_data(learnt, name):
+    x, true, found = learnt
+    d = found[name]
+    codes = d.encode(x)
+    l0 = (codes.value != 0).sum(1).float().mean().item()
+    kind = find(name)
+    if kind.settle is not kind.__mro__[1].settle:  # thresholds fitted on held-out data
+        assert l0 == pytest.approx(3, rel=0.06)
+    else:
+        assert l0 == pytest.approx(3, rel=0.15 if kind.aims else 1e-6)
+    cosine = (true @ F.normalize(d.decoder, dim=1).T).abs().amax(1)
+    assert (cosine > 0.9).float().mean() > 0.9, f"{cosine.mean():.3f}"
+    error = d.decode(codes, x) - x
+    assert error.square().sum() < 0.75 * (x - x.mean(0)).square().sum()
+
+
+@pytest.mark.parametrize("steps", [20, 50, 200])
+def test_a_fitted_threshold_keeps_k_after_however_few_steps(steps):
+    x, _ = planted(12000)
+    (d,) = learn([Pupil(BatchTopK(), budget("16"), 128)], Rows(x[:-2000], 128), Lesson(steps))
+    assert (d.encode(x[-2000:]).value != 0).sum(1).float().mean().item() == pytest.approx(16, rel=0.03)
+
+
+def test_counts_are_exact():
+    pre = torch.randn(40, 100, generator=torch.Generator().manual_seed(0)) + 2
+    assert (BatchTopK().keep(pre, budget("7")).sum()) == 7 * 40
+    assert (FeatureChoice().keep(pre, budget("5")).sum(0) == 5 * 40 // 100).all()
+    assert (TopK().keep(pre, budget("7")).sum(1) == 7).all()
+    largest = pre.flatten().sort(descending=True).values[7 * 40 - 1]
+    assert torch.equal(BatchTopK().code(pre, budget("7")) != 0, pre >= largest)
+
+
+def test_feature_choice_chooses_the_tokens_where_each_latent_is_largest():
+    pre = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)) + 3
+    keep = FeatureChoice().keep(pre, budget("2"))
+    for column in range(6):
+        assert set(keep[:, column].nonzero()[:, 0].tolist()) == set(pre[:, column].topk(4).indices.tolist())
+
+
+def test_jump_relus_threshold_learns_as_the_expected_count_changes():
+    """d E[L0] / d theta of the pseudo-derivative is the density of pre-activations at theta, for a smooth density."""
+    draw, theta = torch.Generator().manual_seed(0), torch.tensor([0.7], dtype=torch.float64)
+    pre = torch.randn(400_000, 1, generator=draw, dtype=torch.float64)
+    grads = {}
+    for bandwidth in (0.4, 0.1):
+        t = theta.clone().requires_grad_()
+        step(pre, t, bandwidth).sum(1).mean().backward()
+        grads[bandwidth] = t.grad.item()
+    truth = -torch.exp(-theta.square() / 2).item() / (2 * torch.pi) ** 0.5
+    assert grads[0.1] == pytest.approx(truth, rel=0.02) and abs(grads[0.4] - truth) > abs(grads[0.1] - truth) / 4
+    m, own = JumpRelu(bandwidth=0.1), {"threshold": theta.clone().requires_grad_()}
+    z = m.code(pre, budget("1"), own)
+    z.sum(1).mean().backward()  # d E[z] / d theta = -theta * density
+    assert own["threshold"].grad.item() == pytest.approx(theta.item() * truth, rel=0.02)
+
+
+def test_hierarchical_views_are_the_loudest_of_each_number():
+    pre = torch.rand(9, 30, generator=torch.Generator().manual_seed(0))
+    index = pre.topk(5).indices.sort(1).values
+    views = list(HierarchicalTopK().views(Codes(index, pre.gather(1, index), 30)))
+    assert len(views) == 5 and sum(weight for weight, _ in views) == pytest.approx(1)
+    for j, (_, part) in enumerate(views, 1):
+        assert torch.equal(part.dense(), TopK().code(pre, budget(str(j))))
+
+
+def test_gated_is_its_formula():
+    m, own = Gated(), {"scale": torch.tensor([0.3, -0.2]), "shift": torch.tensor([0.1, -5.0])}
+    pre = torch.tensor([[1.0, 2.0], [-1.0, 3.0]])
+    truth = [[2.718281828**0.3 + 0.1, 0.0], [0.0, 0.0]]
+    assert torch.allclose(m.code(pre, budget("1"), own), torch.tensor(truth), atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(), (0.5,), (0.5, 0.5, 1.0), (0.0, 1.0)])
+def test_widths_that_do_not_rise_to_all_are_refused(widths):
+    with pytest.raises(ValueError, match="rising shares"):
+        Matryoshka(widths=widths)
+
+
+@pytest.mark.parametrize(
+    "sparsifier", [TopK(), BatchTopK(), HierarchicalTopK(), Matryoshka(), FeatureChoice()], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("k", ["2", "40"])  # 40: more than there are positive ones
+def test_sparse_gradients_are_those_of_dense_autograd(sparsifier, k):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).abs()
+    known = Known.of(x, {"": 8})
+    pupil = Pupil(sparsifier, budget(k), 64).at([""])
+    one = One(pupil, known, Lesson(aux=1.0, dead_after=100, aux_latents=4), 50)
+    RowAdam(one.tensors, one.rows, ["decoder"])
+    one.tensors["silent"][::2] = 1000.0
+    one.tensors["encoder_bias"].data[1::4] = -9.0  # never chosen, not dead
+    rows = known.seen(x)
+    found = one.loss(rows, 0.5)
+    found.backward()
+
+    t = {
+        name: one.tensors[name].detach().double().requires_grad_()
+        for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    }
+    rows = rows.double()
+    pre = rows @ t["encoder"].T + t["encoder_bias"]
+    z = sparsifier.code(pre, budget(k))
+    total, error = 0.0, rows
+    full = torch.arange(64).expand(50, 64)
+    for weight, part in _views(sparsifier, z, full, int(k)):
+        error = rows - part @ t["decoder"] - t["decoder_bias"]
+        total = total + weight * error.square().mean()
+    silent = torch.where(torch.arange(64) % 2 == 0, 1050.0, 50.0).masked_fill((z != 0).any(0), 0)
+    aux = pre.masked_fill(~(silent > 100), -torch.inf)
+    count = min(4, int((silent > 100).sum()))
+    if count:
+        at = aux.topk(count).indices
+        dead = torch.zeros_like(pre).scatter(1, at, pre.gather(1, at))
+        left = error.detach()
+        total = total + (left - dead @ t["decoder"]).square().mean() / left.square().mean()
+    total.backward()
+    assert found.item() == pytest.approx(total.item(), rel=1e-5)
+    for name in ("encoder", "decoder"):
+        owed = one.tensors[name].owed
+        assert torch.allclose(kernels.collect(*_together(owed, 64)).double(), t[name].grad, atol=1e-6), name
+    for name in ("encoder_bias", "decoder_bias"):
+        assert torch.allclose(one.tensors[name].grad.double(), t[name].grad, atol=1e-6), name
+
+
+def _views(sparsifier, z, full, k):
+    """Each view as a dense matrix, written down anew."""
+    if isinstance(sparsifier, HierarchicalTopK):
+        loud = z.argsort(1, descending=True)
+        rank = loud.argsort(1)
+        return [(1 / k, torch.where(rank < j, z, 0.0)) for j in range(1, k + 1)]
+    if isinstance(sparsifier, Matryoshka):
+        return [(1 / 5, torch.where(full < int(share * 64), z, 0.0)) for share in sparsifier.widths]
+    return [(1.0, z)]
