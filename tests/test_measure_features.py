@@ -4,12 +4,27 @@ import doctest
 import importlib
 
 import pytest
+import scipy.stats
 import torch
 
+from fewer import measure
 from fewer.layout import Codes
 from fewer.measure import fvu, ratio, reconstruction
+from fewer.measure.estimate import jackknife
+from fewer.measure.matching import (
+    against_shuffled,
+    comparative_sharedness,
+    correlations,
+    match,
+    rsa,
+    shared,
+    sharedness,
+    stability,
+    svcca,
+)
+from fewer.measure.planted import Planted, f1, mcc, mean_max_cosine, over_seeds, supervised
 
-FILES = ["estimate", "reconstruction"]
+FILES = ["estimate", "reconstruction", "planted", "matching"]
 
 
 def gaussian(*shape, seed=0):
@@ -80,3 +95,100 @@ def test_what_cannot_be_judged_is_refused():
         reconstruction([(torch.full((4, 3), 7.1), x, z)])
     with pytest.raises(ValueError, match="as many above as below"):
         ratio(x[:, 0], x[:3, 0])
+
+
+# --- planted truth and matching ------------------------------------------------------------------------------------------
+
+
+def test_planted_features_come_as_often_as_told_and_rows_are_their_sum():
+    p = Planted.make(64, 32, active=4, zipf=1.0, mean=3.0, scale=10.0)
+    x, z = p.draw(20_000)
+    on = (z > 0).double().mean(0)
+    assert on.sum() == pytest.approx(4, rel=0.03) and on[0] == pytest.approx(0.5, abs=0.02)
+    assert on[10] / on[43] == pytest.approx(4, rel=0.15), "1 / rank: 44 / 11"
+    torch.testing.assert_close(x - p.mean, 10 * z @ p.atoms, rtol=1e-4, atol=1e-3)
+    spread = (x - p.mean).square().sum(1).mean().sqrt()
+    assert p.mean.norm() / spread == pytest.approx(3, rel=0.15)
+    same = p.draw(5, seed=3)[0]
+    assert torch.equal(same, p.draw(5, seed=3)[0]) and not torch.equal(same, p.draw(5, seed=4)[0])
+
+
+def test_planted_children_need_their_parents_and_groups_come_together():
+    p = Planted.make(40, 32, active=4, children=0.5, seed=1)
+    _, z = p.draw(20_000)
+    child = (p.parent >= 0).nonzero()[:, 0]
+    assert len(child) == 20 and not ((z[:, child] > 0) & (z[:, p.parent[child]] == 0)).any()
+    torch.testing.assert_close((z > 0).float().mean(0), p.chance, rtol=0.2, atol=0.01)
+    q = Planted.make(40, 32, active=4, zipf=0.0, group=2, together=0.8)
+    on = (q.draw(20_000)[1] > 0).double()
+    r = torch.corrcoef(on.T)
+    assert r[0, 1] > 0.4 and abs(r[0, 2]) < 0.05
+    torch.testing.assert_close(on.mean(0), q.chance.double(), rtol=0.15, atol=0)
+
+
+def test_the_true_dictionary_scores_one_a_random_one_does_not():
+    p = Planted.make(64, 32, active=3)
+    x, z = p.draw(2000)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    for score in (
+        mcc(p.atoms[order], p.atoms),
+        mean_max_cosine(3 * p.atoms[order], p.atoms),
+        f1(z[:, order] > 0, z > 0),
+    ):
+        assert score.value == pytest.approx(1, abs=1e-6) and score.higher_is_better
+    other = gaussian(64, 32, seed=9)
+    assert mcc(other, p.atoms).value < mean_max_cosine(other, p.atoms).value < 0.6
+    assert f1(gaussian(2000, 64) > 1.5, z > 0).value < 0.2
+    assert mcc(p.atoms[:32], p.atoms).value == pytest.approx(0.5, abs=1e-6), "half of it"
+    assert mean_max_cosine(supervised(x, z > 0), p.atoms).value > 0.98, "one who knows who speaks finds the atoms"
+    assert over_seeds([0.1, 0.3], "x", True).estimate.n == 2
+
+
+def test_seeds_share_a_permuted_copy_and_nothing_of_a_random_one():
+    a, order = gaussian(50, 32), torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    half = torch.cat([a[:25], gaussian(25, 32, seed=2)])[order]
+    assert shared(a, a[order]).value == 1 and shared(a, gaussian(50, 32, seed=1)).value == 0
+    assert shared(a, half).value == 0.5 and shared(a, -a).value == 0
+    assert shared(a, a[order], (a, a[order])).value == 1 and shared(a, a[order], (a, a)).value < 0.1
+    assert stability([a, half, a[order]]).value == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+
+def test_sharedness_is_one_for_a_permuted_copy_and_chance_for_shuffled_tokens():
+    _, z = Planted.make(40, 32, active=4).draw(3000)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        correlations(codes_of(z), codes_of(z)), torch.corrcoef(z.double().T), rtol=1e-6, atol=1e-8
+    )
+    i, j = match(correlations(codes_of(z), codes_of(z[:, order])))
+    assert torch.equal(order[j], i), "the permutation, exactly"
+    copy = sharedness(codes_of(z), codes_of(z[:, order]))
+    mixed = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
+    chance = sharedness(codes_of(z), codes_of(z[mixed]))
+    part = sharedness(codes_of(z), codes_of(torch.cat([z[:, :10], z[mixed, 10:]], 1)))
+    assert copy.value == pytest.approx(1) and chance.value < 0.1 < 0.4 < part.value < 0.9
+    more = comparative_sharedness(codes_of(z), [codes_of(z)], [codes_of(z[mixed])])
+    assert (more > 0.8).all()
+
+
+def test_svcca_and_rsa_are_one_for_a_rotated_copy_and_stand_above_shuffled():
+    x = gaussian(200, 8)
+    turn = torch.linalg.qr(gaussian(8, 8, seed=1)).Q
+    assert svcca(x, 3 * x @ turn + 1) == pytest.approx(1, abs=1e-6) and rsa(x, x @ turn) == pytest.approx(1, abs=1e-4)
+    assert svcca(x, gaussian(200, 8, seed=2)) < 0.3 and abs(rsa(x, gaussian(200, 8, seed=2))) < 0.1
+    gain, null = against_shuffled(svcca, x, x @ turn, times=20)
+    assert gain.estimate.low > 0.7 and null.max() < 0.4
+    assert rsa(x[:40], gaussian(40, 8, seed=3)) == pytest.approx(spearman(x[:40], gaussian(40, 8, seed=3)), abs=1e-6)
+
+
+def spearman(x, y):
+    def near(t):
+        t = t / t.norm(dim=1, keepdim=True)
+        return [(t[i] @ t[j]).item() for i in range(len(t)) for j in range(i + 1, len(t))]
+
+    return scipy.stats.spearmanr(near(x), near(y)).statistic
+
+
+def test_a_jackknife_of_a_mean_is_students_interval():
+    x = gaussian(10)
+    e, truth = jackknife(lambda rows: x[rows].mean().item(), 10), measure.mean(x)
+    assert (e.value, e.low, e.high) == pytest.approx((truth.value, truth.low, truth.high), rel=1e-4)
