@@ -11,9 +11,9 @@ from .probing import contrast, logistic, macro_f1
 
 def splitting(
     train: Float[Tensor, "n latents"],
-    label: Float[Tensor, " n"] | Int64[Tensor, " n"],
+    label: Int64[Tensor, " n"],
     test: Float[Tensor, "m latents"],
-    truth: Float[Tensor, " m"] | Int64[Tensor, " m"],
+    truth: Int64[Tensor, " m"],
     gain: float = 0.03,
     most: int = 10,
 ) -> tuple[Int64[Tensor, " k"], list[float]]:
@@ -22,7 +22,7 @@ def splitting(
     Chanin et al. 2024 (2409.14507), sec. 3.2: k-sparse probes for k = 1, 2, ...; the first k after which F1 on `test`
     grows by no more than 0.03. Returns the k latents and the F1 of each k tried. One latent is not split: fewer is better.
     """
-    label, truth = label.long(), truth.long().cpu()
+    truth = truth.cpu()
     order = contrast(train, label).abs().argsort(descending=True)[:most]
     scores: list[float] = []
     for k in range(1, len(order) + 1):

@@ -16,12 +16,15 @@ def erased(
     decoder: Float[Tensor, "latents dim"],
     latents: Int64[Tensor, " k"],
 ) -> Float[Tensor, "n dim"]:
-    """`x` without what these latents say; what the dictionary misses stays.
+    """`x` with these latents saying their mean in every row; what the dictionary misses stays.
 
-    >>> erased(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    tensor([[1., 4.]])
+    Differs from the paper: not silence, which also moves all rows off the place for which a probe's bias was learnt.
+
+    >>> erased(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[2.0], [0.0]]), torch.eye(2)[:1], torch.tensor([0]))
+    tensor([[2., 4.],
+            [2., 0.]])
     """
-    return x - z[:, latents] @ decoder[latents]
+    return x - (z[:, latents] - z[:, latents].mean(0)) @ decoder[latents]
 
 
 def blamed(

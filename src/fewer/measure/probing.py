@@ -58,20 +58,17 @@ def direction(x: Float[Tensor, "n dim"], label: Int[Tensor, " n"]) -> tuple[Floa
 
 
 def pooled(
-    z: Float[Tensor, "tokens latents"], text: Int[Tensor, " tokens"], how: str = "max", above: float | None = None
+    z: Float[Tensor, "tokens latents"], text: Int[Tensor, " tokens"], reduce: str = "amax", above: float | None = None
 ) -> Float[Tensor, "texts latents"]:
-    """The codes of each text's tokens as one row: their `sum`, `mean` or `max`; with `above`, 1 where that is more, else 0.
+    """The codes of each text's tokens as one row: `sum`, `mean` or `amax` (torch's words); with `above`, 1 where more, else 0.
 
     Gallifant et al. 2025 (2502.11367). `text` says to which text a token belongs, 0 to texts - 1.
 
     >>> pooled(torch.tensor([[1.0, 0.0], [3.0, 0.5], [0.0, 2.0]]), torch.tensor([0, 0, 1]), above=0.9).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    names = {"sum": "sum", "mean": "mean", "max": "amax"}
-    if how not in names:
-        raise ValueError(f"pooling {how!r}: write sum, mean or max")
     out = z.new_zeros(int(text.max()) + 1, z.shape[1])
-    out.scatter_reduce_(0, text[:, None].expand_as(z).long(), z, names[how], include_self=False)
+    out.scatter_reduce_(0, text[:, None].expand_as(z).long(), z, reduce, include_self=False)
     return out if above is None else (out > above).to(z)
 
 
@@ -99,7 +96,7 @@ def macro_f1(said: Int[Tensor, " n"], truth: Int[Tensor, " n"]) -> float:
     0.666...
     """
     each = [
-        2 * ((said == c) & (truth == c)).sum() / ((said == c).sum() + (truth == c).sum())
+        2 * ((said == c) & (truth == c)).double().sum() / ((said == c).sum() + (truth == c).sum())
         for c in torch.cat([said, truth]).unique()
     ]
     return torch.stack(each).double().mean().item()

@@ -10,9 +10,7 @@ from fewer.layout import Codes
 from .estimate import Score, ratio
 
 
-def refit(
-    codes: Codes, atoms: Float[Tensor, "latents dim"], target: Float[Tensor, "n dim"], rows: int = 256
-) -> Codes:
+def refit(codes: Codes, atoms: Float[Tensor, "latents dim"], target: Float[Tensor, "n dim"], rows: int = 256) -> Codes:
     """The least-squares values on each row's own latents: the error never rises, for the old values were one choice.
 
     min_v |target - v A_S|^2, S the row's support; `target` is what is written, less the bias. In float64, minimum norm where
