@@ -16,7 +16,7 @@ from fewer.measure.explainers import Endpoint, Local, Rules, Talker
 from fewer.measure.interpretation import Example, Shown, detection, fuzzing, interpret, shown, shuffled_control
 
 STEMS = ["walk", "talk", "jump", "read", "sing", "cook", "help", "look", "turn", "play"]
-WORDS = STEMS + [s + "ing" for s in STEMS] + [s + "ed" for s in STEMS] + [str(n) for n in range(10, 20)]
+WORDS = STEMS + [s + "ing" for s in STEMS] + [s + "ed" for s in STEMS] + [str(n) for n in range(10, 100, 9)]
 RULES = {  # what wakes each planted latent
     0: lambda w: w.endswith("ing"),
     1: lambda w: w in ("jump", "cooked"),
@@ -64,7 +64,7 @@ def test_the_right_explanation_predicts_and_a_shuffled_one_does_not(planted):
     chance = shuffled_control(Rules(), planted, {n: f.explanation for n, f in found.items()})
     assert 0.45 <= chance.value <= 0.55
     for n, seen in planted.items():
-        assert fuzzing(Rules(), found[(n + 1) % 4].explanation, seen).value == pytest.approx(0.5, abs=0.08)
+        assert fuzzing(Rules(), found[(n + 2) % 4].explanation, seen).value == pytest.approx(0.5, abs=0.08)
 
 
 def test_texts_that_are_shown_are_those_where_the_latent_speaks(planted):
