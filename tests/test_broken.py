@@ -467,7 +467,7 @@ class Deaf(experts.Router):
 class StraightThrough(features.Sparsifier):
     """Let gradients reach the silent."""
 
-    def code(self, pre, budget):
+    def code(self, pre, budget, own=None):
         z = pre.relu() * select(pre, budget)
         return pre + (z - pre).detach()
 
