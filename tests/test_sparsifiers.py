@@ -1,8 +1,12 @@
 """Sparsifiers: what each counts, against brute force; gradients, against dense autograd; and what each learns, against a planted truth."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fewer import kernels
 from fewer.core import budget, find, methods
@@ -23,41 +27,50 @@ from fewer.train.rows import RowAdam, _together
 LEARN = [name for name in methods("features") if name != "features/random"]
 
 
-def planted(count=12000, dim=16, atoms=24, k=3, seed=0):
-    make = torch.Generator().manual_seed(seed)
-    true = F.normalize(torch.randn(atoms, dim, generator=make), dim=1)
-    z = (torch.rand(count, atoms, generator=make) < k / atoms) * (1 + torch.rand(count, atoms, generator=make))
-    return z @ true + 0.5 + 0.02 * torch.randn(count, dim, generator=make), true
+PLANTED = """
+import json, sys, torch
+import torch.nn.functional as F
+from fewer.core import budget, find
+from fewer.train import Lesson, Pupil, Rows, learn
+
+make = torch.Generator().manual_seed(0)
+true = F.normalize(torch.randn(64, 32, generator=make), dim=1)
+z = (torch.rand(20000, 64, generator=make) < 4 / 64) * (1 + torch.rand(20000, 64, generator=make))
+rows = z @ true + 0.5 + 0.02 * torch.randn(20000, 32, generator=make)
+x = rows[-4000:]
+for name in sys.argv[1:]:
+    (d,) = learn([Pupil(find(name)(), budget("4"), 128)], Rows(rows[:-4000], 256), Lesson(700))
+    codes = d.encode(x)
+    cosine = (true @ F.normalize(d.decoder, dim=1).T).abs().amax(1)
+    missed = (d.decode(codes, x) - x).square().sum() / (x - x.mean(0)).square().sum()
+    l0 = (codes.value != 0).sum(1).float().mean()
+    print(json.dumps([name, l0.item(), (cosine > 0.9).float().mean().item(), missed.item()]))
+"""
 
 
 @pytest.fixture(scope="module")
 def learnt():
-    x, true = planted()
-    pupils = [Pupil(find(name)(), budget("3"), 48) for name in LEARN]
-    found = learn(pupils, Rows(x[:-2000], 128), Lesson(600))
-    return x[-2000:], true, dict(zip(LEARN, found, strict=True))
+    """Every method on the same planted data, in a process that does not check shapes at each of thousands of steps."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PLANTED, *LEARN], capture_output=True, text=True, env=env, check=True)
+    return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("name", LEARN)
 def test_planted_directions_are_found_and_the_budget_is_met_on_new_data(learnt, name):
-    x, true, found = learnt
-    d = found[name]
-    codes = d.encode(x)
-    l0 = (codes.value != 0).sum(1).float().mean().item()
+    l0, found, missed = learnt[name]
     kind = find(name)
     if kind.settle is not kind.__mro__[1].settle:  # thresholds fitted on held-out data
-        assert l0 == pytest.approx(3, rel=0.06)
+        assert l0 == pytest.approx(4, rel=0.06)
     else:
-        assert l0 == pytest.approx(3, rel=0.15 if kind.aims else 1e-6)
-    cosine = (true @ F.normalize(d.decoder, dim=1).T).abs().amax(1)
-    assert (cosine > 0.9).float().mean() > 0.9, f"{cosine.mean():.3f}"
-    error = d.decode(codes, x) - x
-    assert error.square().sum() < 0.75 * (x - x.mean(0)).square().sum()
+        assert l0 == pytest.approx(4, rel=0.15 if kind.aims else 1e-6)
+    assert found > 0.9 and missed < 0.75
 
 
-@pytest.mark.parametrize("steps", [20, 50, 200])
+@pytest.mark.parametrize("steps", [20, 50])
 def test_a_fitted_threshold_keeps_k_after_however_few_steps(steps):
-    x, _ = planted(12000)
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(12000, 24, generator=make).relu() @ torch.randn(24, 16, generator=make)
     (d,) = learn([Pupil(BatchTopK(), budget("16"), 128)], Rows(x[:-2000], 128), Lesson(steps))
     assert (d.encode(x[-2000:]).value != 0).sum(1).float().mean().item() == pytest.approx(16, rel=0.03)
 
