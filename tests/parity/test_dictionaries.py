@@ -6,7 +6,7 @@ python -m venv sl && sl/bin/pip install sae-lens==6.54.12                       
 python -m venv sp && sp/bin/pip install eai-sparsify==1.3.3                      FEWER_PEER_SPARSIFY=sp/bin/python
 python -m venv dl && dl/bin/pip install dictionary-learning==0.1.0               FEWER_PEER_DICTIONARY_LEARNING=dl/bin/python
 python -m venv ct && ct/bin/pip install circuit-tracer==0.5.0                    FEWER_PEER_CIRCUIT_TRACER=ct/bin/python
-python -m venv ls && ls/bin/pip install --pre llamascopium==2.0.0b34             FEWER_PEER_LLAMASCOPIUM=ls/bin/python
+python -m venv ls && ls/bin/pip install llamascopium==2.0.0b34 "transformer-lens<4"  FEWER_PEER_LLAMASCOPIUM=ls/bin/python
 then: pytest tests/parity/test_dictionaries.py
 """
 

@@ -17,8 +17,8 @@ def spell(m: Method, axis: str = "") -> str:
     name = m.name.removeprefix(f"{axis}/") if axis else m.name
     fields = [
         f"{f.name}={value!r}"
-        for f in dataclasses.fields(m)
-        if (value := getattr(m, f.name)) != f.default  # type: ignore[arg-type]
+        for f in dataclasses.fields(m)  # type: ignore[arg-type]
+        if (value := getattr(m, f.name)) != f.default
     ]
     return f"{name}({', '.join(fields)})" if fields else name
 
