@@ -15,20 +15,19 @@ from ._pooled import above, fitted, of_batch
 class Matryoshka(ByKeep):
     """BatchTopK, whose codes must explain the input at each of several nested widths: the mean of their errors (eq. 5).
 
-    `widths` are shares of the latents, the last one all of them. So what is general lands in the first latents, and what is
+    The widths are all latents, half of them, a quarter ..., `levels` in number. So what is general lands in the first latents, and what is
     special does not swallow it (feature absorption).
 
-    >>> m = Matryoshka(widths=(0.5, 1.0))
+    >>> m = Matryoshka(levels=2)
     >>> [(weight, part.dense().tolist()) for weight, part in m.views(Codes(torch.tensor([[0, 3]]), torch.tensor([[1.0, 2.0]]), 4))]
     [(0.5, [[1.0, 0.0, 0.0, 0.0]]), (0.5, [[1.0, 0.0, 0.0, 2.0]])]
     """
 
-    widths: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    levels: int = 5
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.widths, self.widths[1:], strict=False))
-        if not self.widths or self.widths[0] <= 0 or not rising or self.widths[-1] != 1:
-            raise ValueError(f"widths={self.widths}: write rising shares of the latents that end with 1.0")
+        if self.levels < 1:
+            raise ValueError(f"levels={self.levels}: write at least 1, which is all latents at once")
 
     def keep(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Keep:
         return of_batch(pre, budget)
@@ -40,6 +39,6 @@ class Matryoshka(ByKeep):
         return fitted(pre, budget)
 
     def views(self, codes: Codes) -> Iterator[tuple[float, Codes]]:
-        for share in self.widths:
-            inside = codes.index < int(share * codes.size)
-            yield 1 / len(self.widths), replace(codes, value=codes.value * inside)
+        for level in reversed(range(self.levels)):
+            inside = codes.index < codes.size >> level
+            yield 1 / self.levels, replace(codes, value=codes.value * inside)
