@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fewer.dictionaries import load, load_all, save
 from fewer.features.abs_top_k import AbsTopK
+from fewer.features.batch_top_k import BatchTopK
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.matryoshka import Matryoshka
 from fewer.features.relu_l1 import ReluL1
@@ -189,13 +190,14 @@ def test_dictionary_learning(kind, tmp_path):
     assert d.reads == ("gpt_neox.layers.3",) and d.about["model"] == "EleutherAI/pythia-70m"
 
 
-def test_dictionary_learning_matryoshka_and_its_threshold_before_it_is_known(tmp_path):
-    state = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(-1.0), "group_sizes": torch.tensor([5, 15])}
+@pytest.mark.parametrize("sizes, becomes", [([5, 5, 10], Matryoshka(levels=3)), ([5, 15], BatchTopK())])
+def test_dictionary_learning_matryoshka_and_its_threshold_before_it_is_known(sizes, becomes, tmp_path):
+    state = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(-1.0), "group_sizes": torch.tensor(sizes)}
     d = load(learning(tmp_path / "ae", "MatryoshkaBatchTopKSAE", state, k=K))
     w = wide(state)
     z = ((X.double() - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu()
     agrees(d, z, z @ w["W_dec"] + w["b_dec"])
-    assert d.sparsifier == Matryoshka(widths=(0.25, 1.0))
+    assert d.sparsifier == becomes and d.about["group_sizes"] == sizes
 
 
 def test_dictionary_learning_gated(tmp_path):

@@ -7,9 +7,7 @@ from typing import Any
 
 from .method import Method, find
 
-FIELDS = r"[^()]*(?:\([^()]*\)[^()]*)*"  # what stands in a method's parentheses: a value may have its own, `widths=(0.5, 1.0)`
-_CALL = re.compile(rf"(?P<name>[\w/]+)(?:\((?P<fields>{FIELDS})\))?")
-_BETWEEN = re.compile(r",(?![^()]*\))")  # commas outside of a value's own parentheses
+_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>[^()]*)\))?")
 
 
 def spell(m: Method, axis: str = "") -> str:
@@ -31,7 +29,7 @@ def method_of(text: str, axis: str = "") -> Method:
     cls = find(name)
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for field in filter(None, (part.strip() for part in _BETWEEN.split(call["fields"] or ""))):
+    for field in filter(None, (part.strip() for part in (call["fields"] or "").split(","))):
         key, equals, value = (part.strip() for part in field.partition("="))
         if not equals or key not in defaults:
             known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"

@@ -40,7 +40,8 @@ SHAPES = {
 def read(folder: Path) -> Dictionary:
     """`ae.pt` is read as tensors and nothing else. As in their own loader, `AutoEncoder` gets rows of length one.
 
-    Their threshold of -1, before it is known, lets all that is positive pass.
+    Their threshold of -1, before it is known, lets all that is positive pass. Nested widths that are no halves make a BatchTopK,
+    which codes the same.
     """
     file = folder / NOTE
     trainer = note_of(file).get("trainer")
@@ -52,13 +53,14 @@ def read(folder: Path) -> Dictionary:
     d = BUILT[trainer["dict_class"]](t)
     if "topk" in trainer["dict_class"].lower():
         d = replace(d, budget=kept(whole_number(file, trainer, "k", d.latents)))
-    if "group_sizes" in state:
-        d = replace(d, sparsifier=Matryoshka(_widths(folder / STATE, state["group_sizes"], d.latents)))
+    sizes = _sizes(folder / STATE, state["group_sizes"], d.latents) if "group_sizes" in state else []
+    if sizes and sizes == _halves(d.latents, len(sizes)):
+        d = replace(d, sparsifier=Matryoshka(len(sizes)))
     model = trainer.get("lm_name")
     site = _site(trainer, model)
     sites = (site,) if site else ()
     about = {k: v for k, v in trainer.items() if k in ("steps", "lr", "seed", "wandb_name")}
-    about |= {"made by": NAME} | ({"model": model} if model else {})
+    about |= {"made by": NAME} | ({"group_sizes": sizes} if sizes else {}) | ({"model": model} if model else {})
     return replace(d, reads=sites, writes=sites, about=about).to(torch.float32)
 
 
@@ -108,10 +110,15 @@ def _site(trainer: Mapping[str, Any], model: object) -> str | None:
     return site_of(f"blocks.{layer}.hook_resid_post", model) if type(layer) is int else None
 
 
-def _widths(file: Path, sizes: Tensor, latents: int) -> tuple[float, ...]:
+def _sizes(file: Path, sizes: Tensor, latents: int) -> list[int]:
     if sizes.ndim != 1 or sizes.is_floating_point() or int(sizes.sum()) != latents or int(sizes.min()) < 1:
         raise ValueError(f"{file}: 'group_sizes' must be whole numbers that add up to {latents}")
-    return tuple((sizes.cumsum(0).double() / latents).tolist())
+    return sizes.tolist()
+
+
+def _halves(latents: int, levels: int) -> list[int]:
+    """By how much our nested widths grow: of 20 latents at 3 levels, 5, 10 and 20."""
+    return [b - a for a, b in pairwise([0, *(latents >> level for level in reversed(range(levels)))])]
 
 
 def _linear(t: Tensors, said: str, bias: Tensor | None = None) -> Dictionary:
@@ -148,7 +155,8 @@ def _batch(t: Tensors) -> Dictionary:
 def _nested(t: Tensors) -> Dictionary:
     d = _bare(t)
     bias = folded(d.encoder_bias, d.encoder, d.decoder_bias)
-    return replace(d, encoder_bias=bias, own={"threshold": t["threshold"].clamp(min=0)})
+    own = {"threshold": t["threshold"].clamp(min=0)}
+    return replace(d, sparsifier=BatchTopK(), encoder_bias=bias, own=own)
 
 
 BUILT: dict[str, Callable[[Tensors], Dictionary]] = {
@@ -195,8 +203,7 @@ def _as_jump(d: Dictionary) -> tuple[str, Tensors]:
 
 
 def _as_nested(d: Dictionary) -> tuple[str, Tensors]:
-    ends = [0, *(int(share * d.latents) for share in d.sparsifier.widths)]  # type: ignore[attr-defined]
-    sizes = torch.tensor([b - a for a, b in pairwise(ends)])
+    sizes = torch.tensor(_halves(d.latents, d.sparsifier.levels))  # type: ignore[attr-defined]
     if sizes.min() < 1:
         raise ValueError(f"the form {NAME!r} has no empty widths, which {d.sparsifier} means for {d.latents} latents")
     t = {"W_enc": d.encoder.mT, "W_dec": d.decoder, "b_enc": _centred(d), "b_dec": d.decoder_bias}

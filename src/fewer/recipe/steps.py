@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fewer.core import Budget, Method, axes, budget
-from fewer.core.spell import FIELDS, method_of, spell
+from fewer.core.spell import method_of, spell
 
 VERSION = 1  # of the YAML form; a newer one is refused
 
 _STEP = re.compile(
-    rf"(?P<method>[\w/]+(?:\({FIELDS}\))?)\s+(?P<budget>[^@+]+?)"
-    rf"(?:\s+by\s+(?P<by>[\w/]+(?:\({FIELDS}\))?))?"
-    rf"(?P<then>(?:\s*\+\s*[\w/]+(?:\({FIELDS}\))?)*)"
+    r"(?P<method>[\w/]+(?:\([^()]*\))?)\s+(?P<budget>[^@+]+?)"
+    r"(?:\s+by\s+(?P<by>[\w/]+(?:\([^()]*\))?))?"
+    r"(?P<then>(?:\s*\+\s*[\w/]+(?:\([^()]*\))?)*)"
     r"(?:\s*@\s*(?P<where>\S.*))?"
 )
 
