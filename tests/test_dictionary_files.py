@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewer.core import budget
-from fewer.dictionaries import files, load, sae_lens, save, sparsify
+from fewer.dictionaries import load, save
 from fewer.features import Dictionary
 from fewer.features.abs_top_k import AbsTopK
 from fewer.features.batch_top_k import BatchTopK
@@ -73,7 +73,7 @@ def test_ours_comes_back_to_the_bit(tmp_path, name):
 
 @pytest.mark.parametrize("name", EACH)
 def test_sae_lens_there_and_back(tmp_path, name):
-    sae_lens.write(EACH[name], tmp_path / "s")
+    save(EACH[name], tmp_path / "s", format="saelens")
     same(EACH[name], load(tmp_path / "s"))
     cfg = json.loads((tmp_path / "s" / "cfg.json").read_text())
     assert cfg["metadata"]["sae_lens_version"] >= "6" and not cfg["apply_b_dec_to_input"]
@@ -109,7 +109,7 @@ def test_sae_lens_top_k_is_its_formula(tmp_path, rescale):
 def test_sparsify_is_its_formula_and_comes_back(tmp_path):
     """z = TopK((x - b_dec) W^T + b), x_hat = z W_dec + b_dec; `num_latents` may be 0."""
     d = EACH["topk"]
-    sparsify.write(d, tmp_path / "layers.4")
+    save(d, tmp_path / "layers.4", format="sparsify")
     same(d, load(tmp_path / "layers.4"))
     t = {key: v.double() for key, v in load_file(tmp_path / "layers.4" / "sae.safetensors").items()}
     pre = (X.double() - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
@@ -122,9 +122,9 @@ def test_sparsify_is_its_formula_and_comes_back(tmp_path):
 
 def test_what_is_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     save(EACH["topk"], tmp_path / "d")
-    with pytest.raises(ValueError, match="write force=True"):
+    with pytest.raises(ValueError, match="force=True"):
         save(EACH["abstopk"], tmp_path / "d")
-    monkeypatch.setattr(files, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("fewer.dictionaries._disk.save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save(EACH["abstopk"], tmp_path / "d", force=True)
     same(EACH["topk"], load(tmp_path / "d"))
@@ -147,7 +147,7 @@ def edit(folder, **changes):
         (lambda f: edit(f, sparsifier="weights/wanda"), "no method of the axis features"),
         (lambda f: (f / "dictionary.safetensors").write_bytes(b"torn"), "cannot be read"),
         (lambda f: (f / "dictionary.json").unlink(), "holds no dictionary"),
-        (lambda f: edit(f, sparsifier="features/relu_l1"), "is the file damaged"),
+        (lambda f: edit(f, sparsifier="features/relu_l1"), "probes come out otherwise than when it was written"),
     ],
 )
 def test_what_is_wrong_on_disk_is_a_sentence(tmp_path, harm, says):
@@ -158,9 +158,9 @@ def test_what_is_wrong_on_disk_is_a_sentence(tmp_path, harm, says):
 
 
 def test_what_others_cannot_hold_is_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="no architecture for features/batch_top_k without a threshold"):
-        sae_lens.write(some(BatchTopK()), tmp_path / "s")
-    with pytest.raises(ValueError, match="TopK alone, not features/abs_top_k"):
-        sparsify.write(EACH["abstopk"], tmp_path / "s")
+    with pytest.raises(ValueError, match="no place for features/batch_top_k, while it has no fitted threshold"):
+        save(some(BatchTopK()), tmp_path / "s", format="saelens")
+    with pytest.raises(ValueError, match="no place for features/abs_top_k but for features/top_k"):
+        save(EACH["abstopk"], tmp_path / "s", format="sparsify")
     with pytest.raises(ValueError, match="no such directory"):
         load(tmp_path / "nowhere")

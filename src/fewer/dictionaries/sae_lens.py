@@ -1,140 +1,168 @@
-"""SAELens' directories, both ways: `cfg.json` and `sae_weights.safetensors` (its version 6)."""
+"""SAELens' directories, both ways: `cfg.json` and `sae_weights.safetensors` (its version 6, and what it reads of older ones)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch
 
-from fewer.core import budget
 from fewer.features import Dictionary, Sparsifier
 from fewer.features.abs_top_k import AbsTopK
-from fewer.features.batch_top_k import BatchTopK
+from fewer.features.gated import Gated
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
 from fewer.features.top_k import TopK
 
-from . import hooks
+from ._disk import Tensors, note_of, one_of, tensors_of, whole_number, write_note, write_tensors
+from ._form import ALL, PLAIN, folded, kept, plain, single, thresholds, top
+from .hooks import hook_of, site_of
 
-NOTE, TENSORS = "cfg.json", "sae_weights.safetensors"
+NAME, NOTE, TENSORS = "saelens", "cfg.json", "sae_weights.safetensors"
 MADE_BY = "6.54.12"  # whose form this is; without a version it would be read as one before 6
-PLAIN = {"standard": ReluL1(), "topk": TopK(), "abstopk": AbsTopK(), "jumprelu": JumpRelu()}
-CODERS = {
-    "transcoder": ReluL1(),
-    "skip_transcoder": ReluL1(),
-    "jumprelu_transcoder": JumpRelu(),
-    "jumprelu_skip_transcoder": JumpRelu(),
+TOGETHER = {"W_enc": "in latents", "W_dec": "latents out", "b_dec": "out", "scaling_factor?": "latents"}
+BIAS, THRESHOLD, SKIP = {"b_enc": "latents"}, {"threshold": "latents"}, {"W_skip": "out in"}
+GATE = {"b_gate": "latents", "b_mag": "latents", "r_mag": "latents"}
+KNOWN: dict[
+    str, tuple[Sparsifier, dict[str, str]]
+] = {  # architecture -> who speaks, and what it has beside both matrices
+    "standard": (ReluL1(), BIAS),
+    "topk": (TopK(), BIAS),
+    "abstopk": (AbsTopK(), BIAS),
+    "jumprelu": (JumpRelu(), BIAS | THRESHOLD),
+    "gated": (Gated(), GATE),
+    "transcoder": (ReluL1(), BIAS),
+    "skip_transcoder": (ReluL1(), BIAS | SKIP),
+    "jumprelu_transcoder": (JumpRelu(), BIAS | THRESHOLD),
+    "jumprelu_skip_transcoder": (JumpRelu(), BIAS | THRESHOLD | SKIP),
 }
+OURS = {"hook_name", "hook_name_out", "model_name", "sae_lens_version"}  # what the metadata say of themselves
 
 
 def read(folder: Path) -> Dictionary:
-    """ValueError: an architecture that is not known, a field or a tensor that is missing or does not fit."""
-    cfg, t = _read(folder)
-    kind = cfg.get("architecture", "standard")
-    sparsifier = (PLAIN | CODERS).get(kind)
-    if sparsifier is None:
-        raise ValueError(
-            f"{folder / NOTE}: architecture={kind!r} is not known here; known: {', '.join(PLAIN | CODERS)}"
-        )
-    encoder, decoder = t["W_enc"].mT.contiguous(), t["W_dec"].contiguous()
-    bias = t["b_enc"]
-    if kind in PLAIN and cfg.get("apply_b_dec_to_input", True):
-        bias = bias - encoder @ t["b_dec"]
-    normalised = cfg.get("normalize_activations", "none")
-    if normalised not in ("none", None):
-        raise ValueError(
-            f"{folder / NOTE}: normalize_activations={normalised!r} depends on each input; fold it in with SAELens first"
-        )
-    if cfg.get("rescale_acts_by_decoder_norm"):
-        norm = decoder.norm(dim=1)
-        encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
-    own = {"threshold": t["threshold"]} if "threshold" in t else {}
-    site, about = hooks.site_of(cfg), {"made by": "SAELens", "architecture": kind, "metadata": cfg.get("metadata", {})}
-    reads = (site,) if site else ()
-    kept = budget(str(int(cfg["k"]))) if "k" in cfg else budget("100%")
-    return Dictionary(sparsifier, kept, encoder, bias, decoder, t["b_dec"], own, t.get("W_skip"), reads, reads, about)
+    """ValueError: an architecture that is not known, a field or a tensor that is missing or does not fit.
 
-
-def write(dictionary: Dictionary, folder: str | Path) -> None:
-    """Write the directory anew. A threshold that is fitted (BatchTopK) makes a JumpReLU of it, as SAELens does.
-
-    ValueError: a sparsifier that SAELens has no architecture for.
+    b_dec is folded in where the encoder subtracts it. With `rescale_acts_by_decoder_norm` the codes are those that SAELens
+    gives: of rows at length one. What normalises each input by itself is no dictionary, and refused.
     """
-    folder, d = Path(folder), dictionary.to("cpu")
-    if folder.exists():
-        raise ValueError(f"{folder} exists; name a new directory")
-    kind, extra = _kind(d)
-    t = {"W_enc": d.encoder.mT, "W_dec": d.decoder, "b_enc": d.encoder_bias, "b_dec": d.decoder_bias}
-    if kind.startswith("jumprelu"):
-        t["threshold"] = d.own["threshold"].expand(d.latents)
+    file = folder / NOTE
+    cfg = _modern(note_of(file))
+    sparsifier, asked = one_of(file, cfg, "architecture", KNOWN)
+    t = tensors_of(folder / TENSORS, TOGETHER | asked)
+    scale = _scale(file, cfg)
+    t["W_enc"], t["W_dec"], t["b_dec"] = t["W_enc"].mT.contiguous() * scale, t["W_dec"] / scale, t["b_dec"] / scale
+    if "scaling_factor" in t:  # of codes, found after training
+        t["W_dec"] = t["W_dec"] * t["scaling_factor"][:, None]
+    coder = "transcoder" in cfg["architecture"]
+    bias = t.get("b_enc", t.get("b_gate"))
+    if not coder and cfg.get("apply_b_dec_to_input", True):
+        bias = folded(bias, t["W_enc"], t["b_dec"])
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        norm = t["W_dec"].norm(dim=1)
+        t["W_enc"], bias, t["W_dec"] = t["W_enc"] * norm[:, None], bias * norm, t["W_dec"] / norm[:, None]
+    meta = cfg.get("metadata") or {}
+    reads, writes = site_of(meta.get("hook_name"), meta.get("model_name")), None
+    if coder:
+        reads, writes = reads or "in", site_of(meta.get("hook_name_out"), meta.get("model_name")) or "out"
+    about = {"made by": "SAELens", "architecture": cfg["architecture"], "model": meta.get("model_name")}
+    return Dictionary(
+        sparsifier,
+        kept(whole_number(file, cfg, "k", len(bias))) if "topk" in cfg["architecture"] else ALL,
+        t["W_enc"],
+        bias,
+        t["W_dec"],
+        t["b_dec"],
+        _own(t, bias),
+        t.get("W_skip"),
+        (reads,) if reads else (),
+        ((writes or reads),) if reads else (),
+        {k: v for k, v in {**meta, **about}.items() if k not in OURS and v is not None},
+    ).to(torch.float32)
+
+
+def write(dictionary: Dictionary, folder: Path) -> None:
+    """What a fitted threshold stands for (BatchTopK) becomes a JumpReLU, as SAELens does it; `about` goes into its metadata."""
+    d = plain(dictionary, NAME, PLAIN)
+    coder = not d.is_autoencoder
+    kinds = [k for k, (m, asked) in KNOWN.items() if type(m) is type(d.sparsifier) and ("transcoder" in k) is coder]
+    kinds = [k for k in kinds if ("W_skip" in KNOWN[k][1]) is (d.skip is not None)]
+    if not kinds:
+        raise ValueError(f"the form {NAME!r} has no transcoder of {d.sparsifier.name}; save as 'fewer'")
+    t = {"W_enc": d.encoder.mT, "W_dec": d.decoder, "b_dec": d.decoder_bias} | _beside(d)
     if d.skip is not None:
         t["W_skip"] = d.skip
-    metadata = {
-        "sae_lens_version": MADE_BY,
-        "hook_name": hooks.hook_of(d.reads[0]) if d.reads else None,
-        "model_name": d.about.get("model"),
-    }
+    model = str(d.about.get("model") or "")
+    places = {name: hook_of(at[0], model) for name, at in (("hook_name", d.reads), ("hook_name_out", d.writes)) if at}
+    about = {k: v for k, v in d.about.items() if k not in ("made by", "architecture", "model")}
+    if not coder:
+        places.pop("hook_name_out", None)
     cfg = {
-        "architecture": kind,
+        "architecture": kinds[0],
         "d_in": d.encoder.shape[1],
         "d_sae": d.latents,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": metadata,
-        **extra,
+        "reshape_activations": "hook_z" if places.get("hook_name", "").endswith("hook_z") else "none",
+        "metadata": {**about, **places, "model_name": model or None, "sae_lens_version": MADE_BY},
     }
-    if "transcoder" in kind:
-        cfg["d_out"] = d.decoder.shape[1]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
-    part.mkdir()
-    save_file({name: x.float().contiguous().clone() for name, x in t.items()}, part / TENSORS)
-    (part / NOTE).write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
-    part.rename(folder)
+    cfg |= {"d_out": d.decoder.shape[1]} if coder else {}
+    cfg |= {"k": top(d, NAME), "rescale_acts_by_decoder_norm": False} if "topk" in kinds[0] else {}
+    write_tensors(folder / TENSORS, t)
+    write_note(folder / NOTE, cfg)
 
 
-def _kind(d: Dictionary) -> tuple[str, Mapping[str, Any]]:
-    m: Sparsifier = d.sparsifier
-    kind = {TopK: "topk", AbsTopK: "abstopk", JumpRelu: "jumprelu", ReluL1: "standard"}.get(type(m))
-    if isinstance(m, BatchTopK) and "threshold" in d.own:
-        kind = "jumprelu"
-    if kind is None:
+FORM = single(NAME, (NOTE, TENSORS), read, write)
+
+
+def _own(t: Tensors, bias: torch.Tensor) -> Tensors:
+    """Their magnitudes are exp(r_mag) W x + b_mag; ours go on from the gate, W x + b_gate."""
+    if "r_mag" in t:
+        scale = t["r_mag"].double()
+        return {"scale": t["r_mag"], "shift": t["b_mag"].double() - scale.exp() * t["b_gate"].double()}
+    return {"threshold": t["threshold"]} if "threshold" in t else {}
+
+
+def _beside(d: Dictionary) -> Tensors:
+    if isinstance(d.sparsifier, Gated):  # in float64: see `unfolded`
+        scale, bias = d.own["scale"], d.encoder_bias
+        return {"b_gate": bias, "r_mag": scale, "b_mag": d.own["shift"].double() + scale.double().exp() * bias.double()}
+    return {"b_enc": d.encoder_bias} | ({"threshold": thresholds(d)} if isinstance(d.sparsifier, JumpRelu) else {})
+
+
+def _scale(file: Path, cfg: Mapping[str, Any]) -> float:
+    """What inputs are multiplied by."""
+    normalised, scale = cfg.get("normalize_activations") or "none", cfg.get("norm_scaling_factor")
+    if normalised == "none":
+        return 1.0
+    if normalised != "expected_average_only_in":
         raise ValueError(
-            f"SAELens has no architecture for {m.name}" + (" without a threshold" if isinstance(m, BatchTopK) else "")
+            f"{file}: normalize_activations={normalised!r} depends on each input; fold it in with SAELens first"
         )
-    if d.is_autoencoder:
-        extra = (
-            {"k": d.budget.of(d.latents), "rescale_acts_by_decoder_norm": False} if kind in ("topk", "abstopk") else {}
+    if not isinstance(scale, float | int) or not scale > 0:
+        raise ValueError(
+            f"{file}: normalize_activations={normalised!r} means inputs times a factor that is not here; write it as "
+            "'norm_scaling_factor' (SAELens' table of releases has it)"
         )
-        return kind, extra
-    if kind not in ("standard", "jumprelu"):
-        raise ValueError(f"SAELens has no transcoders of the kind {m.name}")
-    return ("jumprelu_" if kind == "jumprelu" else "") + ("skip_" if d.skip is not None else "") + "transcoder", {}
+    return float(scale)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        cfg, t = json.loads((folder / NOTE).read_text(encoding="utf-8")), load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError) as wrong:
-        raise ValueError(f"{folder}: {wrong}") from wrong
-    t = {name: x.float() for name, x in t.items()}
-    jumps = "jumprelu" in str(cfg.get("architecture"))
-    for name in ("W_enc", "W_dec", "b_enc", "b_dec", *(("threshold",) if jumps else ())):
-        if name not in t:
-            raise ValueError(
-                f"{folder / TENSORS} has no {name!r}, which architecture={cfg.get('architecture')!r} needs"
-            )
-    (d_in, n), d_out = t["W_enc"].shape, t["W_dec"].shape[-1]
-    right = {"W_dec": (n, d_out), "b_enc": (n,), "b_dec": (d_out,), "threshold": (n,), "W_skip": (d_out, d_in)}
-    for name, shape in right.items():
-        if name in t and tuple(t[name].shape) != shape:
-            raise ValueError(f"{folder / TENSORS}: {name!r} is {list(t[name].shape)}, W_enc asks for {list(shape)}")
-    if any(not x.isfinite().all() for x in t.values()):
-        raise ValueError(f"{folder / TENSORS}: a number is NaN or infinite")
-    return cfg, t
+def _modern(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration from before version 6, as SAELens reads it."""
+    meta = cfg.get("metadata") or {}
+    if not isinstance(meta, dict):
+        return dict(cfg, metadata={})
+    version = str(meta.get("sae_lens_version") or cfg.get("sae_lens_version") or "0")
+    if version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 6:
+        return dict(cfg)
+    new = {"architecture": "standard", "apply_b_dec_to_input": True, **cfg}
+    if new.get("activation_fn_str", new.get("activation_fn")) == "topk":
+        arguments = new.get("activation_fn_kwargs") or {}
+        new |= {"architecture": "topk", "k": arguments.get("k", new.get("k"))}
+    if isinstance(new.get("normalize_activations"), bool):
+        new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
+    names = ("model_name", "prepend_bos", "context_size", "dataset_path")
+    return new | {
+        "metadata": {k: new[k] for k in names if k in new}
+        | {"hook_name": new.get("hook_name", new.get("hook_point")), **meta}
+    }

@@ -1,7 +1,5 @@
 """Directories that appear whole or not at all: written beside their place, moved there in one step."""
 
-import ctypes
-import errno
 import json
 import os
 import shutil
@@ -13,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
+from fewer.core.replace import exchange
 
 
 def check_place(out: str | Path, force: bool) -> None:
@@ -97,17 +95,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def exchange(a: Path, b: Path) -> None:
-    """Swap two paths in one step where the system can, in two renames where it cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        if libc.renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
-            return
-        if (code := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), str(b))
-    old = b.with_name(b.name + ".old")
-    b.rename(old)
-    a.rename(b)
-    old.rename(a)
