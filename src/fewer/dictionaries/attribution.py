@@ -48,7 +48,7 @@ def attribute(
     the logits is exact before it is looked into, and one below `floor` keeps what goes out of it but not what comes in.
     Logits: the likeliest tokens that together have `share` of the probability, `most` at most. `inputs` is what the model
     takes, one row, no padding. Sites in `errors` (MLPs without a transcoder) are errors as a whole. Attribution graphs through transcoders are
-    from Dunefsky et al. 2024 (2406.11944, eqs. 2 to 4), with errors, influence and frozen patterns as in Ameisen et al. 2025.
+    from Dunefsky et al. 2024 (2406.11944), with errors, influence and frozen patterns as in Ameisen et al. 2025.
 
     Differs from the papers: biases are kept apart in `Graph.bias`, so that every row can be checked, and the first position is
     a position like any other. ValueError: a site that is not there; a row that does not add up, because some part of

@@ -1,4 +1,4 @@
-"""Which node of a circuit acts through which: direct effects between latents of two sites (Marks et al. 2024, 2403.19647, sec. 3.2)."""
+"""Which node of a circuit acts through which: direct effects between latents of two sites (Marks et al. 2024, 2403.19647)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

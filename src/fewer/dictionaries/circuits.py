@@ -167,7 +167,7 @@ def kept(m: Behaviour, circuit: Circuit, patch: Mapping[str, State]) -> Iterator
 
 
 def faithfulness(m: Behaviour, inputs: Inputs, circuit: Circuit, patch: Mapping[str, State]) -> float:
-    """(m(circuit) - m(nothing)) / (m(model) - m(nothing)): 1 with all nodes, 0 with none (sec. 3.3)."""
+    """(m(circuit) - m(nothing)) / (m(model) - m(nothing)): 1 with all nodes, 0 with none."""
     with kept(m, circuit, patch):
         some = m(inputs).mean()
     with kept(m, only(circuit, lambda x: torch.zeros_like(x, dtype=torch.bool)), patch):
@@ -225,7 +225,7 @@ def at_random(effects: Circuit, count: int, seed: int = 0, errors: bool = True) 
 
 @contextlib.contextmanager
 def without(model: nn.Module, chosen: Sequence[tuple[Dictionary, Sequence[int]]]) -> Iterator[None]:
-    """SHIFT (sec. 4): while this is open, these latents say nothing, such as those a person judged beside the point; errors stay."""
+    """SHIFT: while this is open, these latents say nothing, such as those a person judged beside the point; errors stay."""
     with contextlib.ExitStack() as stack:
         for d, latents in chosen:
             stack.enter_context(steered(model, d, [ScaleWhenActive(i, by=0.0) for i in latents]))
