@@ -1,0 +1,66 @@
+"""adam with Triton: a program owns a row; its gradient is gathered, used and forgotten in registers."""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from fewer.kernels.collect.gpu import by_atom, collect, gathered
+from fewer.layout import Codes
+
+from . import Move, ref
+
+Rows = Float[Tensor, "size dim"]
+HELD = 8192  # columns that one program holds; the gradient of wider rows is written down
+
+
+@triton.jit
+def _adam(
+    w, first, second, start, whose, amount, y, small, dim, rate, keep1, keep2, new1, new2, root, eps,
+    UNIT: tl.constexpr, SMALL: tl.constexpr, MANY: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """`rate` and `root` hold the corrections of the two moments: w -= rate m / (root sqrt(v) + eps)."""
+    atom, cols = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    inside, place = cols < dim, atom * dim + cols
+    row = tl.load(w + place, mask=inside, other=0.0).to(tl.float32)
+    m = tl.load(first + place, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(second + place, mask=inside, other=0.0).to(tl.float32)
+    g = gathered(start, whose, amount, y, atom, cols, inside, dim, MANY, TILE)
+    if UNIT:
+        g -= tl.sum(g * row, 0) * row
+    m = keep1 * m + new1 * g
+    v = keep2 * v + new2 * g * g
+    row -= rate * m / (root * tl.sqrt(v) + eps)
+    if UNIT:
+        row /= tl.sqrt(tl.sum(tl.where(inside, row * row, 0.0), 0))
+    tl.store(w + place, row.to(w.dtype.element_ty), mask=inside)
+    tl.store(first + place, m.to(first.dtype.element_ty), mask=inside)
+    tl.store(second + place, v.to(second.dtype.element_ty), mask=inside)
+    if SMALL:
+        tl.store(small + place, row.to(small.dtype.element_ty), mask=inside)
+
+
+def adam(
+    w: Rows,
+    first: Rows,
+    second: Rows,
+    codes: Codes | None,
+    y: Float[Tensor, "rows dim"],
+    move: Move,
+    small: Rows | None = None,
+) -> tuple[Rows, Rows, Rows]:
+    dim = w.shape[1]
+    if codes is None or dim > HELD or not w.numel():
+        return ref.adam(w, first, second, None, y if codes is None else collect(codes, y), move)
+    state = [t if t.is_contiguous() else t.contiguous() for t in (w, first, second)]
+    a, b = move.corrected
+    beta1, beta2 = move.betas
+    tile = max(16, triton.next_power_of_2(dim))
+    many = 8 if tile <= 1024 else 4
+    _adam[(len(w),)](
+        *state, *by_atom(codes), y.contiguous(), w if small is None else small, dim,
+        move.rate * a, beta1, beta2, 1 - beta1, 1 - beta2, b**0.5, move.eps,
+        UNIT=move.unit, SMALL=small is not None, MANY=many, TILE=tile, num_warps=min(8, max(1, tile // 512)),
+    )  # fmt: skip
+    return tuple(state)  # type: ignore[return-value]
