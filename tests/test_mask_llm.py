@@ -184,24 +184,24 @@ def test_the_command_learns_says_how_to_use_it_and_goes_on(tmp_path, capsys):
         str(tmp_path / "text.txt"),
     ]
     how += ["--steps", "2", "--prior", "weights/magnitude 2:4 @ *.layers.0.*", "-o", str(out)]
-    assert main(["train", "weights/mask_llm", "2:4", "bundled", *how]) == 0
+    assert main(["train", "weights/mask_llm", "2:4", *how]) == 0
     said = capsys.readouterr().err
     assert "[2/2] loss" in said and "weights/mask_llm(file=" in said and "@ *.layers.0.self_attn.*" in said
     assert len((tmp_path / "m.npz.jsonl").read_text().splitlines()) == 2
-    assert main(["train", "weights/mask_llm", "2:4", "bundled", *how]) == 2
+    assert main(["train", "weights/mask_llm", "2:4", *how]) == 2
     assert "exists; write --force" in capsys.readouterr().err
-    assert main(["train", "weights/mask_llm", "2:4", "bundled", *how, "--force", "--json"]) == 0
+    assert main(["train", "weights/mask_llm", "2:4", *how, "--force", "--json"]) == 0
     assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["weights/wanda", "2:4", "bundled", "-o", "m.npz"], "has nothing to learn"),
-        (["weights/mask_llm", "2:4", "bundled", "-o", "m.bin"], "must end in .npz"),
-        (["weights/mask_llm", "2:4", "bundled", "-o", "no/m.npz"], "is no directory"),
-        (["weights/mask_llm", "2:4", "./nowhere", "-o", "m.npz"], "no such directory"),
-        (["weights/mask_llm", "50%", "bundled", "-o", "m.npz", "--windows", "1"], "write 2:4"),
+        (["weights/wanda", "2:4", "-o", "m.npz"], "has nothing to learn"),
+        (["weights/mask_llm", "2:4", "-o", "m.bin"], "must end in .npz"),
+        (["weights/mask_llm", "2:4", "-o", "no/m.npz"], "is no directory"),
+        (["weights/mask_llm", "2:4", "--model", "./nowhere", "-o", "m.npz"], "no such directory"),
+        (["weights/mask_llm", "50%", "-o", "m.npz", "--windows", "1"], "write 2:4"),
     ],
 )
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys, arguments, says):

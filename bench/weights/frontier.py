@@ -45,7 +45,17 @@ def main() -> None:
     masks = said.masks and said.masks.absolute()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # so that the masks' file is named the same everywhere
-        learn = ["train", "weights/mask_llm", "2:4", model, "-o", "masks.npz", "--prior", "weights/sparse_gpt 2:4"]
+        learn = [
+            "train",
+            "weights/mask_llm",
+            "2:4",
+            "--model",
+            model,
+            "-o",
+            "masks.npz",
+            "--prior",
+            "weights/sparse_gpt 2:4",
+        ]
         if masks:
             shutil.copy(masks, "masks.npz")
         elif fewer([*learn, "--device", said.device]):

@@ -16,7 +16,7 @@ class LearntBetter(Better):
     def prepare(self, model: str, device: str) -> Better:
         folder().mkdir(parents=True, exist_ok=True)
         masks = folder() / f"claim-mask_llm-{hashlib.sha256(model.encode()).hexdigest()[:8]}.npz"
-        learn = ["train", "weights/mask_llm", "2:4", model, "-o", str(masks), "--prior", "weights/sparse_gpt 2:4", "--device", device]  # fmt: skip
+        learn = ["train", "weights/mask_llm", "2:4", "--model", model, "-o", str(masks), "--prior", "weights/sparse_gpt 2:4", "--device", device]  # fmt: skip
         if not masks.exists() and main(learn):
             raise RuntimeError(f"the masks could not be learnt: fewer {shlex.join(learn)}")
         return replace(self, ours=f"weights/mask_llm(file={str(masks)!r}) 2:4")

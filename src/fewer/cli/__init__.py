@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import check, claims, frontier, kernels, measure, methods, show, sparsify, study, train
+from . import check, claims, explore, frontier, kernels, measure, methods, show, sparsify, study, train
 
 _HELP = """Make neural networks compute less, and see what that costs.
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _panel, _commands in {
-    "Look": (methods.methods, show.show, kernels.kernels),
+    "Look": (methods.methods, show.show, kernels.kernels, explore.explore),
     "Do": (sparsify.sparsify, train.train, measure.measure, frontier.frontier),
     "Verify": (check.check, claims.claims),
 }.items():

@@ -9,4 +9,5 @@ from .tasks import needle as needle
 from .tasks import table as table
 from .tasks import variables as variables
 from .texts import corpus as corpus
+from .windows import every_window as every_window
 from .windows import windows as windows

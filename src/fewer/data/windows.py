@@ -27,23 +27,47 @@ def windows(
     """
     if length < 2 or count < 1:
         raise ValueError(f"{count} windows of {length} tokens: ask for at least 1 window of at least 2 tokens")
+    texts, stream, draw = _stream(documents, tokenizer, POOL * count * length, seed)
+    there = len(stream) // length
+    if there < count:
+        raise ValueError(
+            f"{texts} documents hold {len(stream)} tokens, {count} windows of {length} need {count * length}: "
+            + (f"ask for at most {there} windows, " if there else f"ask for windows of at most {len(stream)}, ")
+            + "for shorter ones, or give more text"
+        )
+    starts = [length * i for i in draw.sample(range(there), count)]
+    return torch.tensor([stream[s : s + length] for s in starts])
+
+
+def every_window(
+    documents: Iterable[Document | str], tokenizer: Any, length: int, most: int, seed: int = 0
+) -> Int[Tensor, "count length"]:
+    """The windows of a stream like that of `windows`, all of them or the first `most`: to learn from, not to sample.
+
+    Raises `ValueError` if there is not even one.
+    """
+    if length < 2 or most < 1:
+        raise ValueError(f"{most} windows of {length} tokens: ask for at least 1 window of at least 2 tokens")
+    texts, stream, _ = _stream(documents, tokenizer, most * length, seed)
+    count = min(most, len(stream) // length)
+    if not count:
+        raise ValueError(f"{texts} documents hold {len(stream)} tokens: ask for windows of at most {len(stream)}")
+    return torch.tensor(stream[: count * length]).view(count, length)
+
+
+def _stream(
+    documents: Iterable[Document | str], tokenizer: Any, enough: int, seed: int
+) -> tuple[int, list[int], random.Random]:
+    """How many documents there are; their tokens, shuffled and joined, until there are enough; and the dice."""
     draw = random.Random(seed)
     texts = [d if isinstance(d, str) else d.text for d in documents]
     draw.shuffle(texts)
     opener, stream = opener_of(tokenizer), []
     for text in texts:
         stream += opener + encode(tokenizer, text)
-        if len(stream) >= POOL * count * length:
+        if len(stream) >= enough:
             break
-    there = len(stream) // length
-    if there < count:
-        raise ValueError(
-            f"{len(texts)} documents hold {len(stream)} tokens, {count} windows of {length} need {count * length}: "
-            + (f"ask for at most {there} windows, " if there else f"ask for windows of at most {len(stream)}, ")
-            + "for shorter ones, or give more text"
-        )
-    starts = [length * i for i in draw.sample(range(there), count)]
-    return torch.tensor([stream[s : s + length] for s in starts])
+    return len(texts), stream, draw
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

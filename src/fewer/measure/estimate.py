@@ -40,6 +40,26 @@ class Estimate:
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
+@dataclass(frozen=True)
+class Score:
+    """An estimate that knows its name and which way is better.
+
+    >>> print(Score("fvu", Estimate(0.25, 0.2, 0.3, 8), higher_is_better=False))
+    fvu 0.250 ± 0.050 (lower is better)
+    """
+
+    name: str
+    estimate: Estimate
+    higher_is_better: bool
+
+    @property
+    def value(self) -> float:
+        return self.estimate.value
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.estimate} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
+
 def mean(x: Float[Tensor, " n"]) -> Estimate:
     """The mean of independent pieces with Student's interval, `mean ± t(n - 1) * s / sqrt(n)`; endless for one piece.
 
@@ -53,6 +73,28 @@ def mean(x: Float[Tensor, " n"]) -> Estimate:
     x = x.double()
     value = x.mean().item()
     half = student(n - 1) * x.std().item() / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(value, value - half, value + half, n)
+
+
+def ratio(a: Float[Tensor, " n"], b: Float[Tensor, " m"]) -> Estimate:
+    """`sum a / sum b` over independent pieces, which may be of different size: loss over loss, error over variance.
+
+    The interval is that of the quotient made linear (Cochran 1977, Sampling Techniques, 6.4): with `d = a - value * b`,
+    `value ± t(n - 1) * s(d) * sqrt(n) / |sum b|`; endless for one piece. ValueError: other counts, none, or `sum b` is 0.
+
+    >>> import torch
+    >>> ratio(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))  # 4 / 4; d = -1, 1; 12.7 * 1.414 * 1.414 / 4
+    Estimate(value=1.0, low=-5.35..., high=7.35..., n=2)
+    """
+    n = len(a)
+    if n == 0 or n != len(b):
+        raise ValueError(f"{n} and {len(b)} pieces: a ratio needs as many above as below, and at least one")
+    a, b = a.double(), b.double()
+    below = b.sum().item()
+    if below == 0:
+        raise ValueError("a ratio to nothing: what stands below sums to 0")
+    value = a.sum().item() / below
+    half = student(n - 1) * (a - value * b).std().item() * math.sqrt(n) / abs(below) if n > 1 else math.inf
     return Estimate(value, value - half, value + half, n)
 
 

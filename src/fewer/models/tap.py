@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Change = Callable[[Tensor], Tensor]
@@ -86,6 +87,27 @@ def tapped(
             yield heard
         finally:
             first.remove()
+
+
+def activations(
+    model: nn.Module, taps: Sequence[Tap], ids: Int[Tensor, "windows length"], call: Callable[..., object] | None = None
+) -> Float[Tensor, "windows length dim"]:
+    """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
+
+    ValueError: a number that is not finite, with its tap.
+    """
+    device = next(model.parameters()).device
+    with tapped(model, taps, brief=True) as heard:
+        try:
+            (call or model)(ids.to(device), use_cache=False)
+        except Enough:
+            pass
+        for tap in taps:
+            if tap not in heard:
+                raise ValueError(f"site {tap} was not reached by a run of the model")
+            if not heard[tap].isfinite().all():
+                raise ValueError(f"site {tap}: an activation is NaN or infinite; is the model in float16?")
+        return torch.cat([heard[tap].float() for tap in taps], dim=-1)
 
 
 @contextlib.contextmanager

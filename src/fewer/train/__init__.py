@@ -4,8 +4,6 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
-from .dictionaries import Lesson as Lesson
-from .dictionaries import Pupil as Pupil
 from .dictionaries import learn as learn
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of
@@ -13,6 +11,8 @@ from .loop import Training as Training
 from .loop import train as train
 from .masks import Masks as Masks
 from .masks import next_token as next_token
+from .pupil import Lesson as Lesson
+from .pupil import Pupil as Pupil
 from .rate import Cosine as Cosine
 from .rate import Flat as Flat
 from .rate import Linear as Linear
@@ -21,3 +21,4 @@ from .rate import Trapezoid as Trapezoid
 from .source import Live as Live
 from .source import Rows as Rows
 from .source import Source as Source
+from .source import activations as activations

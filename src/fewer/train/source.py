@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fewer.models.tap import Enough, Tap, tapped
+from fewer.models.tap import Tap, activations
 
 
 class Source(ABC):
@@ -110,24 +110,3 @@ class Live(Source):
         with torch.no_grad():
             for some in windows.split(self.at_once):
                 yield some, activations(self.model, self.taps, self.windows[some])
-
-
-def activations(
-    model: nn.Module, taps: Sequence[Tap], ids: Int[Tensor, "windows length"], call: Callable[..., object] | None = None
-) -> Float[Tensor, "windows length dim"]:
-    """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
-
-    ValueError: a number that is not finite, with its tap.
-    """
-    device = next(model.parameters()).device
-    with tapped(model, taps, brief=True) as heard:
-        try:
-            (call or model)(ids.to(device), use_cache=False)
-        except Enough:
-            pass
-        for tap in taps:
-            if tap not in heard:
-                raise ValueError(f"site {tap} was not reached by a run of the model")
-            if not heard[tap].isfinite().all():
-                raise ValueError(f"site {tap}: an activation is NaN or infinite; is the model in float16?")
-        return torch.cat([heard[tap].float() for tap in taps], dim=-1)

@@ -31,7 +31,7 @@ class MaskLlm(Learnt):
     and temperature move linearly. The loss is the model's less `reward` sum ||mask * W||^2, which holds gradients up.
     A prior mask M0 adds prior * std(p) * (<M0, S> - N^2 / M) to the first logits. In the end the largest logit decides.
 
-    `fewer train weights/mask_llm 2:4 MODEL -o masks.npz` learns; `weights/mask_llm(file=masks.npz) 2:4` applies, then
+    `fewer train weights/mask_llm 2:4 --model MODEL -o masks.npz` learns; `weights/mask_llm(file=masks.npz) 2:4` applies, then
     correctors may follow. The file is the authors' own form, so their published masks can be applied too: for each
     weight, by its name in the checkpoint (`.mask` after it or not), `np.packbits` of its mask in the order in which the
     checkpoint stores it, 1 = keep. Parts of a fused map share its array; a transposed one (`Conv1D`) is stored
@@ -80,7 +80,7 @@ class MaskLlm(Learnt):
     def at(self, site: Site, budget: Budget) -> Keep:
         if not self.file:
             raise ValueError(
-                f"{self.name} has learnt nothing yet: `fewer train {self.name} 2:4 MODEL -o masks.npz`, then write "
+                f"{self.name} has learnt nothing yet: `fewer train {self.name} 2:4 --model MODEL -o masks.npz`, then write "
                 f"'{self.name}(file=masks.npz) 2:4'"
             )
         candidates(budget)
@@ -161,7 +161,9 @@ def write_masks(path: str | Path, masks: Mapping[str, Bool[Tensor, "..."]]) -> N
 def _masks(file: str, changed: int) -> dict[str, np.ndarray]:
     """The packed masks of a file, by name of weight; nothing in it is run."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"no masks at {file}; learn some: `fewer train weights/mask_llm 2:4 MODEL -o {file}`")
+        raise FileNotFoundError(
+            f"no masks at {file}; learn some: `fewer train weights/mask_llm 2:4 --model MODEL -o {file}`"
+        )
     try:
         with np.load(file, allow_pickle=False) as opened:
             found = {name.removesuffix(".mask"): opened[name] for name in opened.files}

@@ -1,0 +1,26 @@
+"""The options of `fewer train` that belong to one kind of learning."""
+
+from typing import Annotated
+
+import typer
+
+MASKS, DICTIONARIES = "Masks (weights/...)", "Dictionaries (features/...)"
+SITE = "What is read: the end of a module's path, 'layers.4' (what it says), 'layers.4.mlp:in' (what it hears); repeat for several."
+TO = "What is written, if not what is read: --site layers.4.mlp:in --to layers.4.mlp makes a transcoder."
+LATENTS = "How many latents; 8 times the width that is read by default."
+PRIOR = "Begin near the masks of this step, such as 'weights/sparse_gpt 2:4': the choice only, weights stay dense."
+STEPS = "Steps of AdamW; the paper takes 2000 of 256 windows."
+
+Site = Annotated[list[str] | None, typer.Option(help=SITE, rich_help_panel=DICTIONARIES)]
+To = Annotated[list[str] | None, typer.Option(help=TO, rich_help_panel=DICTIONARIES)]
+Latents = Annotated[int | None, typer.Option(min=1, help=LATENTS, rich_help_panel=DICTIONARIES)]
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens to learn from, 1024 a step.", rich_help_panel=DICTIONARIES)]
+SKIP = "A linear map beside the latents (with --to)."
+Skip = Annotated[bool, typer.Option("--skip", help=SKIP, rich_help_panel=DICTIONARIES)]
+WHERE = "Which maps: '*', roles, groups or patterns."
+Where = Annotated[str, typer.Option(help=WHERE, rich_help_panel=MASKS)]
+Prior = Annotated[str | None, typer.Option(help=PRIOR, rich_help_panel=MASKS)]
+Steps = Annotated[int, typer.Option(min=1, help=STEPS, rich_help_panel=MASKS)]
+Batch = Annotated[int, typer.Option(min=1, help="Windows in a batch.", rich_help_panel=MASKS)]
+Accumulate = Annotated[int, typer.Option(min=1, help="Batches in a step.", rich_help_panel=MASKS)]
+Windows = Annotated[int, typer.Option(min=1, help="Different windows of text to learn from.", rich_help_panel=MASKS)]

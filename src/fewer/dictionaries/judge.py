@@ -1,0 +1,202 @@
+"""The quality of a dictionary on a language model, beside a random dictionary and principal components of the same size."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewer.core import budget
+from fewer.features import Dictionary
+from fewer.features.abs_top_k import AbsTopK
+from fewer.features.top_k import TopK
+from fewer.measure import Reference, Score, mean, nll, paired, quality, ratio, reconstruction
+from fewer.measure.quality import at_rest, device_of
+from fewer.models.tap import Enough, Tap, find_taps, tapped
+
+from .splice import all_but, replaced, spliced
+
+FIT = 2**16  # tokens from which means and controls are fitted
+Sides = tuple[Float[Tensor, "n in"], Float[Tensor, "n out"]]
+
+
+def judge(
+    dictionary: Dictionary,
+    model: nn.Module,
+    windows: Int[Tensor, "count length"],
+    leave: frozenset[int] = frozenset(),
+    batch: int = 4,
+    controls: bool = True,
+) -> list[dict[str, Any]]:
+    """One row each for the dictionary, `random` and `pca` (see `random_like`, `principal_like`): flat, ready for a table.
+
+    l0, explained, cosine, dead, dense: `measure.reconstruction` of what is written. delta_ce: next-token cross entropy
+    with the dictionary spliced in, less the model's own, nats a token; kl: KL(model || spliced). recovered_zero and
+    recovered_mean: (CE of ablation - CE spliced) / (CE of ablation - CE), against zeros and against the mean. Zeros
+    break a residual stream so badly that nearly all is then recovered: read the other.
+
+    Tokens in `leave` are replaced nowhere, ablated nowhere and not counted in the first five; what the model predicts
+    at them does count in its cross entropy. `mask` and `tokens` say so in each row, `better` says which way each number
+    is better, `*_low` and `*_high` are 95 % intervals over windows. Controls and means are fitted on the first 65,536
+    of the judged tokens themselves, which flatters them a little and the dictionary never.
+    """
+    find_taps(model, dictionary.reads)
+    run = _Run(model, dictionary, windows, leave, batch)
+    first = reconstruction(run.pieces(dictionary))
+    x, y = run.first
+    rivals = {"dictionary": dictionary}
+    if controls:
+        k = max(1, round(first.l0.value))
+        rivals |= {"random": random_like(dictionary, x, y, k), "pca": principal_like(dictionary, x, y, k)}
+    reference = Reference.of(model, windows, batch)
+    own, zero, middle = run.ablated(y)
+    rows = []
+    for name, rival in rivals.items():
+        found = first if rival is dictionary else reconstruction(run.pieces(rival))
+        with spliced(model, rival, where=run.where):
+            heard = quality(model, reference, windows, batch)
+        scores = (
+            *(found.l0, found.explained, found.fvu, found.cosine),
+            Score("delta_ce", paired(heard.nll, own), higher_is_better=False),
+            Score("kl", mean(heard.divergence), higher_is_better=False),
+            *_recovered("recovered_zero", zero, heard.nll, own),
+            *_recovered("recovered_mean", middle, heard.nll, own),
+            *(found.dead, found.dense),
+        )
+        rows.append(row(name, scores) | {"tokens": found.tokens, "mask": run.mask})
+    return rows
+
+
+def row(name: str, scores: tuple[Score, ...]) -> dict[str, Any]:
+    """Scores side by side as plain numbers, with their intervals and the way each is better.
+
+    >>> from fewer.measure import Estimate
+    >>> row("mine", (Score("l0", Estimate(2.0, 1.5, 2.5, 9), False),))
+    {'name': 'mine', 'l0': 2.0, 'l0_low': 1.5, 'l0_high': 2.5, 'better': {'l0': 'lower'}}
+    """
+    flat: dict[str, Any] = {"name": name}
+    for s in scores:
+        flat |= {s.name: s.value, f"{s.name}_low": s.estimate.low, f"{s.name}_high": s.estimate.high}
+    return flat | {"better": {s.name: "higher" if s.higher_is_better else "lower" for s in scores}}
+
+
+def random_like(
+    dictionary: Dictionary, x: Float[Tensor, "n in"], y: Float[Tensor, "n out"], k: int, seed: int = 0
+) -> Dictionary:
+    """As many latents with random unit directions, of which the k that agree most with an input speak.
+
+    z = TopK((x - mean) A^T), x_hat = mean + s z B, where B = A if the same is read and written; the one number s is the
+    least-squares one on `x` and `y` (near-parallel atoms would otherwise say the same thing k times).
+    """
+    n, make = dictionary.latents, torch.Generator().manual_seed(seed)
+    x, y = x.float(), y.float()
+    atoms = F.normalize(torch.randn(n, x.shape[1], generator=make), dim=1).to(x.device)
+    said = F.normalize(torch.randn(n, y.shape[1], generator=make), dim=1).to(x.device)
+    said = atoms if dictionary.is_autoencoder else said
+    plain = replace(
+        dictionary,
+        sparsifier=TopK(),
+        budget=budget(str(min(k, n))),
+        encoder=atoms,
+        encoder_bias=-atoms @ x.mean(0),
+        decoder=said,
+        decoder_bias=y.mean(0),
+        own={},
+        skip=None,
+        about={"control": "random", "seed": seed},
+    )
+    guess = plain(x) - plain.decoder_bias
+    scale = (guess * (y - plain.decoder_bias)).sum() / guess.square().sum().clamp(min=1e-30)
+    return replace(plain, decoder=said * scale)
+
+
+def principal_like(dictionary: Dictionary, x: Float[Tensor, "n in"], y: Float[Tensor, "n out"], k: int) -> Dictionary:
+    """The k principal components: as many numbers a token as the dictionary says, but always the same ones.
+
+    Where one thing is read and another written: the best linear map of rank k, W V V^T with the least-squares map W and
+    the leading right singular vectors V of what it says (reduced-rank regression). At most `dim` components.
+    """
+    from_, to = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    whole = torch.linalg.lstsq(from_.cpu(), to.cpu(), driver="gelsd").solution
+    whole = torch.eye(x.shape[1], dtype=torch.float64) if dictionary.is_autoencoder else whole
+    told = from_.cpu() @ whole
+    k = min(k, y.shape[1])
+    main = torch.linalg.eigh(told.T @ told).eigenvectors.flip(1)[:, :k].T
+    encoder, main = (main @ whole.T).float().to(x.device), main.float().to(x.device)
+    return replace(
+        dictionary,
+        sparsifier=AbsTopK(),
+        budget=budget(str(k)),
+        encoder=encoder,
+        encoder_bias=-encoder @ x.float().mean(0),
+        decoder=main.contiguous(),
+        decoder_bias=y.float().mean(0),
+        own={},
+        skip=None,
+        about={"control": "pca"},
+    )
+
+
+def _recovered(name: str, ablated: Tensor, heard: Tensor, own: Tensor) -> tuple[Score, ...]:
+    """Nothing if ablation costs nothing: then there is nothing to recover."""
+    if not (ablated - own).sum() > 0:
+        return ()
+    return (Score(name, ratio(ablated - heard, ablated - own), higher_is_better=True),)
+
+
+class _Run:
+    """The model on the windows, some at a time, and what its sites say there."""
+
+    def __init__(self, model: nn.Module, dictionary: Dictionary, windows: Tensor, leave: frozenset[int], batch: int):
+        self.model, self.windows, self.batch = model, windows, batch
+        self.reads, self.writes = find_taps(model, dictionary.reads), find_taps(model, dictionary.writes)
+        self.where = all_but(leave) if leave else None
+        real = int(all_but(leave)(windows).sum())
+        if not real:
+            raise ValueError(f"all {windows.numel()} tokens are among those left alone: there is nothing to judge")
+        but = f"all but {sorted(leave)}" if leave else "all"
+        self.mask = f"{but}: {real} of {windows.numel()} tokens"
+
+    def sides(self) -> Iterator[Sides]:
+        """What is read and what is written in each window, without the tokens that are left alone."""
+        taps = list(dict.fromkeys([*self.reads, *self.writes]))
+        for ids in self.windows.split(self.batch):
+            with at_rest(self.model), tapped(self.model, taps, brief=True) as heard, contextlib.suppress(Enough):
+                self.model(input_ids=ids.to(device_of(self.model)))
+            for tap in taps:
+                if tap not in heard:
+                    raise ValueError(f"site {tap} was not reached by a run of the model")
+            x, y = (torch.cat([heard[tap] for tap in side], -1).float() for side in (self.reads, self.writes))
+            real = torch.ones_like(ids, dtype=torch.bool) if self.where is None else self.where(ids)
+            yield from ((x[i][m.to(x.device)], y[i][m.to(x.device)]) for i, m in enumerate(real))
+
+    def pieces(self, dictionary: Dictionary) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        dictionary = dictionary.to(device_of(self.model))
+        for x, y in self.sides():
+            codes = dictionary.encode(x)
+            yield y, dictionary.decode(codes, x), codes
+
+    @property
+    def first(self) -> Sides:
+        """Both sides of the first tokens."""
+        parts: list[Sides] = []
+        for side in self.sides():
+            parts.append(side)
+            if sum(len(x) for x, _ in parts) >= FIT:
+                break
+        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+    def ablated(self, y: Float[Tensor, "n out"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss in each window: the model's own, with zeros for what is written, with its mean."""
+
+        def loss(vector: Tensor) -> Tensor:
+            by: dict[Tap, Tensor] = dict(zip(self.writes, vector.chunk(len(self.writes)), strict=True))
+            with replaced(self.model, by, self.where):
+                return nll(self.model, self.windows, self.batch)
+
+        middle = y.double().mean(0).float()
+        return nll(self.model, self.windows, self.batch), loss(torch.zeros_like(middle)), loss(middle)

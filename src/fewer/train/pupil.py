@@ -1,0 +1,62 @@
+"""What is learnt, and how: the settings of dictionaries, as values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fewer.core import Budget
+from fewer.features import Sparsifier
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """One dictionary to learn: of the sites of the stream, which it reads (all by default) and which it writes (what it reads).
+
+    `seed` is of its first directions.
+    """
+
+    sparsifier: Sparsifier
+    budget: Budget
+    latents: int
+    seed: int = 0
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ValueError(f"latents={self.latents}: ask for at least 1")
+        if isinstance(self.budget.keep, int) and not self.budget.group and self.budget.keep > self.latents:
+            raise ValueError(f"budget '{self.budget}' of {self.latents} latents: keep at most {self.latents}")
+
+    def at(self, sites: Sequence[str]) -> "Pupil":
+        """The same with all sites named. ValueError: one that the stream does not have."""
+        reads = self.reads or tuple(sites)
+        whole = replace(self, reads=reads, writes=self.writes or reads)
+        for name in (*whole.reads, *whole.writes):
+            if name not in sites:
+                raise ValueError(f"site {name!r} is not in the stream; there are: {', '.join(sites)}")
+        return whole
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How dictionaries are learnt: Adam, the decoder's rows at length 1, dead latents taught by what the others leave over.
+
+    The rate is 0.05 / sqrt(dim) unless given, a twentieth of the entries of a row of length one, and falls to 0 over the last
+    fifth: with a fifth of it a dictionary of a few hundred steps misses half as much again (docs/LOG.md).
+    A latent is dead that has been silent for `dead_after` tokens, by default 1/10 of the run and at most 10 million. `aux`
+    weighs the share of what the living leave over that `aux_latents` of the dead (by default dim / 2) miss (Gao et al. 2024,
+    2406.04093, A.2).
+    """
+
+    steps: int = 2000
+    rate: float | None = None
+    aux: float = 1 / 32
+    aux_latents: int | None = None
+    dead_after: int | None = None
+    skip: bool = False
+    seed: int = 0
+    half: bool = True
+    save_after: float = 60.0
+
+
+PLAIN = Lesson()
