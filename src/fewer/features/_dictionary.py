@@ -13,8 +13,8 @@ from fewer import kernels
 from fewer.core import Budget
 from fewer.layout import Codes
 
-from ._protocol import ByKeep, Own, Pre, Sparsifier
-from ._sparse import said, spoken
+from ._protocol import ByKeep, ByScore, Own, Pre, Sparsifier
+from ._sparse import narrowed, said, spoken
 
 ROWS = 256  # inputs coded at once: their pre-activations stay in a cache
 
@@ -54,6 +54,10 @@ class Dictionary:
 
     def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
         """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
+        m = self.sparsifier
+        if (k := _plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
+            index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
+            return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
             parts = [_packed(self.sparsifier.serve(self.pre(rows), self.budget, self.own)) for rows in x.split(ROWS)]
             return _stacked(parts, self.latents)
@@ -101,6 +105,9 @@ def chosen(
     Rows that are chosen alone are done some at a time: [batch, latents] is then never in memory.
     """
     with torch.no_grad():
+        if k := _plainly(m, budget, len(w)):
+            index, value = kernels.encode(*map(narrowed, (x, w, b)), k, m.by_size)
+            return index, value.to(x.dtype)
         found = []
         for rows in x.split(ROWS if m.alone and not x.is_cuda else max(1, len(x))):
             pre = F.linear(rows, w, b)
@@ -112,6 +119,14 @@ def chosen(
             torch.cat([F.pad(index, (0, most - index.shape[1]), value=-1) for index, _ in found]),
             torch.cat([F.pad(value, (0, most - value.shape[1])) for _, value in found]),
         )
+
+
+def _plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
+    """How many the highest pre-activations of each row are kept, if that is the whole rule; else 0."""
+    rule = isinstance(m, ByScore) and type(m).score is ByScore.score and type(m).keep is ByScore.keep
+    if not rule or budget.scope != "row" or budget.group or budget.unit != (1, 1):
+        return 0
+    return min(budget.of(latents), latents)
 
 
 def spell(

@@ -1,4 +1,4 @@
-"""adam with Triton: a program owns a row; its gradient is gathered, used and forgotten in registers."""
+"""adam with Triton: a program owns a row, or a tile of one; its gradient is gathered, used and forgotten in registers."""
 
 import torch
 import triton
@@ -12,7 +12,9 @@ from fewer.layout import Codes
 from . import Move, ref
 
 Rows = Float[Tensor, "size dim"]
-HELD = 8192  # columns that one program holds; the gradient of wider rows is written down
+HELD = 8192  # columns that one program holds; the gradient of wider rows of length 1 is written down
+TILE, MANY = 512, 8  # columns of a program where rows are free, and uses at a time
+WHOLE_MANY, WHOLE_LANES = 4, 512  # uses at a time, and columns of a warp, where a program must hold all of a row
 
 
 @triton.jit
@@ -21,7 +23,7 @@ def _adam(
     UNIT: tl.constexpr, SMALL: tl.constexpr, MANY: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """`rate` and `root` hold the corrections of the two moments: w -= rate m / (root sqrt(v) + eps)."""
-    atom, cols = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    atom, cols = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside, place = cols < dim, atom * dim + cols
     row = tl.load(w + place, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(first + place, mask=inside, other=0.0).to(tl.float32)
@@ -51,16 +53,17 @@ def adam(
     small: Rows | None = None,
 ) -> tuple[Rows, Rows, Rows]:
     dim = w.shape[1]
-    if codes is None or dim > HELD or not w.numel():
+    if codes is None or (move.unit and dim > HELD) or not w.numel():
         return ref.adam(w, first, second, None, y if codes is None else collect(codes, y), move)
     state = [t if t.is_contiguous() else t.contiguous() for t in (w, first, second)]
     a, b = move.corrected
     beta1, beta2 = move.betas
     tile = max(16, triton.next_power_of_2(dim))
-    many = 8 if tile <= 1024 else 4
-    _adam[(len(w),)](
+    many, warps = (WHOLE_MANY, tile // WHOLE_LANES) if move.unit else (MANY, 4)
+    tile = tile if move.unit else min(tile, TILE)
+    _adam[(len(w), triton.cdiv(dim, tile))](
         *state, *by_atom(codes), y.contiguous(), w if small is None else small, dim,
         move.rate * a, beta1, beta2, 1 - beta1, 1 - beta2, b**0.5, move.eps,
-        UNIT=move.unit, SMALL=small is not None, MANY=many, TILE=tile, num_warps=min(8, max(1, tile // 512)),
+        UNIT=move.unit, SMALL=small is not None, MANY=many, TILE=tile, num_warps=min(16, max(1, warps)),
     )  # fmt: skip
     return tuple(state)  # type: ignore[return-value]

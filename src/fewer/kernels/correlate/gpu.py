@@ -28,7 +28,7 @@ def correlate(
     y: Float[Tensor, "rows dim"], atoms: Float[Tensor, "size dim"], index: Int64[Tensor, "rows k"]
 ) -> Float[Tensor, "rows k"]:
     (rows, k), dim = index.shape, atoms.shape[1]
-    out = torch.empty(rows, k, dtype=atoms.dtype, device=atoms.device)
+    out = torch.empty(rows, k, dtype=torch.result_type(y, atoms), device=atoms.device)
     if out.numel():
         tile = min(WIDE, triton.next_power_of_2(dim))
         given = y.contiguous(), atoms.contiguous(), index.contiguous()

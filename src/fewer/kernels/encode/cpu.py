@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fewer.kernels._simd import threads
 
+from . import ref
+
 AT_ONCE = 1 << 24  # pre-activations in memory at a time
 BLOCK = 64  # compared with the threshold at a time
 NEAR = np.float32(0.93)  # of the last row's threshold: few rows fall short of it, and little is above it
@@ -111,6 +113,8 @@ def _rank(pre, by_size, index, value, tasks):
 def encode(
     x: Float[Tensor, "rows in"], w: Float[Tensor, "size in"], b: Float[Tensor, " size"], k: int, by_size: bool
 ) -> tuple[Int64[Tensor, "rows k"], Float[Tensor, "rows k"]]:
+    if x.dtype == torch.float64:
+        return ref.encode(x, w, b, k, by_size)
     threads()
     index, value = torch.empty(len(x), k, dtype=torch.int64), torch.empty(len(x), k)
     wide, atoms, bias = x.float(), w.float(), b.float()
