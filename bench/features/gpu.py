@@ -22,11 +22,12 @@ from bench.kernels import _device as device
 from fewer.kernels.adam import Move
 from fewer.layout import Codes
 
+from ._product import fused
 from ._steps import Ours, Plain, bound, data
 
 CUDA = device.CUDA
 DEVICE, SMALL = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float16)
-OPS = ("encode", "decode", "correlate", "collect", "adam", "places", "prefixes")
+OPS = ("encode", "decode", "correlate", "collect", "adam", "places", "prefixes", "residual")
 SHAPES = {"gemma": (2304, 65536, 64, 4096), "gpt2": (768, 16384, 32, 4096)}
 TINY = {"tiny": (48, 9000, 4, 8)}
 
@@ -100,23 +101,31 @@ def encoding(dim: int, latents: int, k: int, batch: int) -> dict:
     x, w, b = normal(batch, dim), normal(latents, dim, seed=1) / dim**0.5, normal(latents, seed=2) * 0.1
     pre = F.linear(x, w, b)
     index, value = (torch.empty(batch, k, dtype=kind, device=DEVICE) for kind in (torch.int64, SMALL))
-    group, out = gpu.group_of(latents, k), {}
-    found: dict = {"group": group}
-    for fused in (False, True):
-        gpu.FUSED = fused
-        out[fused] = gpu.encode(x, w, b, k, False)
-        found[f"encode, {'own product' if fused else 'cuBLAS'}"] = ms(lambda: gpu.encode(x, w, b, k, False))
-    gpu.FUSED = False
-    at, best = out[False][0], pre.topk(k, dim=1)[0]
+    group = gpu.group_of(latents, k)
+    found: dict = {"group": group, "encode": ms(lambda: gpu.encode(x, w, b, k, False))}
+    at, best = gpu.encode(x, w, b, k, False)[0], pre.topk(k, dim=1)[0]
     mine = pre.gather(1, at).sort(1, descending=True)[0]
     found["same values as torch.topk"] = bool(torch.equal(mine, best)) and bool((at.diff(dim=1) > 0).all())
-    found["share of places alike, own product"] = (out[True][0] == at).float().mean().item()
+    mine, top = fused(x, w, b, group, False)
+    gpu.best(mine, False, index, value, group, top)
+    found["share of places alike, own product"] = (index == at).float().mean().item()
     found["the same twice"] = bool(torch.equal(gpu.encode(x, w, b, k, False)[0], at))
     found["cuBLAS alone"] = ms(lambda: F.linear(x, w, b))
-    found["own product alone"] = ms(lambda: gpu.fused(x, w, b, group, False))
+    found["own product and groups' best"] = ms(lambda: fused(x, w, b, group, False))
     found["ranking alone"] = ms(lambda: gpu.best(pre, False, index, value, group))
     found["torch.topk alone"] = ms(lambda: pre.topk(k, dim=1, sorted=False), n=5)
-    found["kernels.top_k and places"] = ms(lambda: kernels.load("places", "gpu")(kernels.load("top_k", "gpu")(pre, k), k), n=5)
+    found["kernels.top_k and places"] = ms(lambda: kernels.load("places", "gpu")(kernels.load("top_k", "gpu")(pre, k), k), graph=False, n=5)
+    kept, times = (gpu.GROUPS, gpu.LANES), {}
+    for size in (16, 32, 64):
+        for lanes in (16, 32, 64, 128):
+            gpu.GROUPS, gpu.LANES = (size,), lanes
+            if gpu.group_of(latents, k):
+                times[size, lanes] = ms(lambda size=size: gpu.best(pre, False, index, value, size), n=7)["ms"]
+    gpu.GROUPS, gpu.LANES = kept
+    if times:
+        size, gpu.LANES = min(times, key=times.get)
+        gpu.GROUPS = (size, *kept[0])
+    found |= {f"ranking, groups of {size}, {lanes} a lane": t for (size, lanes), t in times.items()}
     return found
 
 
@@ -135,6 +144,7 @@ def pieces(dim: int, latents: int, k: int, batch: int) -> dict:
     found["decode"] = ms(lambda: op["decode"](codes["even"], atoms))
     found["decode, float32 atoms"] = ms(lambda: op["decode"](codes["even"], wide))
     found["correlate"] = ms(lambda: op["correlate"](y, atoms, even))
+    found["residual"] = ms(lambda: op["residual"](codes["even"], atoms, y, y[0]))
     found["sort"] = ms(lambda: importlib.import_module("fewer.kernels.collect.gpu").by_atom(codes["even"]))
     for name, c in codes.items():
         found[f"collect, {name}"] = ms(lambda c=c: op["collect"](c, y))
@@ -170,6 +180,7 @@ def steps(dim: int, latents: int, k: int, batch: int) -> dict:
         ours(rows[0])
         found["bytes beyond state"] = torch.cuda.max_memory_allocated() - before
         found["kernels, us"] = profile(lambda: ours(rows[0]))
+        found["host, us"] = host(lambda: ours(rows[0]))
     return found
 
 
@@ -184,6 +195,20 @@ def profile(call: Callable[[], object]) -> dict:
     rows = [(e.key[:70], e.self_device_time_total / 3, e.count // 3) for e in seen.key_averages() if e.self_device_time_total]
     rows = [r for r in rows if r[1] >= 3]
     return {f"{name} x{count}": round(us, 1) for name, us, count in sorted(rows, key=lambda r: -r[1])[:30]}
+
+
+def host(call: Callable[[], object]) -> dict:
+    """Where the host's time goes, by function, itself alone and with what it calls."""
+    import cProfile
+    import pstats
+
+    torch.cuda.synchronize()
+    with cProfile.Profile() as seen:
+        for _ in range(5):
+            call()
+    torch.cuda.synchronize()
+    rows = [(f"{pathlib.Path(f).name}:{line} {name}", t, c, n) for (f, line, name), (_, n, t, c, _) in pstats.Stats(seen).stats.items()]
+    return {name[:60]: [round(t * 2e5), round(c * 2e5), n // 5] for name, t, c, n in sorted(rows, key=lambda r: -r[2])[:45]}
 
 
 def nested(dim: int, latents: int, k: int, batch: int) -> dict:
@@ -228,29 +253,32 @@ def tune(dim: int, latents: int, k: int, batch: int) -> dict:
         "decode": lambda do: do(codes, atoms),
         "correlate": lambda do: do(y, atoms, index),
         "prefixes": lambda do: do(codes, atoms, y, weight),
+        "residual": lambda do: do(codes, atoms, y, y[0]),
         "collect": lambda do: do(codes, y),
     }
     for op, call in calls.items():
         module, do = importlib.import_module(f"fewer.kernels.{op}.gpu"), kernels.load(op, "gpu")
-        kept = module.WIDE, module.MANY
+        times: dict = {}
         for wide in (256, 512):
-            for many in (2, 4, 8, 16):
+            for many in (1, 2, 4, 8):
                 module.WIDE, module.MANY = wide, many
-                found[f"{op} {wide} {many}"] = ms(lambda call=call, do=do: call(do), n=7)["ms"]
-        module.WIDE, module.MANY = kept
+                times[wide, many] = ms(lambda call=call, do=do: call(do), n=7)["ms"]
+        module.WIDE, module.MANY = min(times, key=times.get)
+        found |= {f"{op} {wide} {many}": t for (wide, many), t in times.items()}
     return found | tune_adam(codes, y, atoms)
 
 
 def tune_adam(codes: Codes, y: torch.Tensor, atoms: torch.Tensor) -> dict:
     module, do = importlib.import_module("fewer.kernels.adam.gpu"), kernels.load("adam", "gpu")
     state, found = [atoms.float(), torch.zeros_like(atoms.float()), torch.zeros_like(atoms.float())], {}
-    for unit, cuts in ((True, [(2, 256), (4, 256), (2, 512), (4, 512), (8, 512), (2, 1024)]), (False, [(4, 256), (8, 256), (4, 512), (8, 512), (4, 1024)])):
-        for many, lanes in cuts:
-            if unit:
-                module.WHOLE_MANY, module.WHOLE_LANES = many, lanes
-            else:
-                module.MANY, module.TILE = many, lanes
-            found[f"adam {'unit' if unit else 'free'} {many} {lanes}"] = ms(lambda unit=unit: do(*state, codes, y, Move(1e-3, 2, unit=unit), atoms), n=7)["ms"]
+    names = {True: ("WHOLE_MANY", "WHOLE_LANES"), False: ("MANY", "TILE")}
+    for unit, cuts in ((True, [(1, 512), (2, 256), (4, 256), (2, 512), (4, 512), (2, 1024)]), (False, [(2, 256), (4, 256), (2, 512), (4, 512), (2, 1024), (4, 1024), (4, 4096)])):
+        times: dict = {}
+        for cut in cuts:
+            vars(module).update(zip(names[unit], cut, strict=True))
+            times[cut] = ms(lambda unit=unit: do(*state, codes, y, Move(1e-3, 2, unit=unit), atoms), n=7)["ms"]
+        vars(module).update(zip(names[unit], min(times, key=times.get), strict=True))
+        found |= {f"adam {'unit' if unit else 'free'} {many} {lanes}": t for (many, lanes), t in times.items()}
     return found
 
 
@@ -270,14 +298,15 @@ def main() -> None:
     run = Run(args.limit, [p for p in args.parts.split(",") if p])
     shapes = TINY if args.tiny else SHAPES
     run.part("checks", checks)
+    run.part("tune", tune, *((48, 90, 4, 3) if args.tiny else SHAPES["gemma"]))
+    for name, shape in reversed(shapes.items()):
+        run.part(f"encode {name}", encoding, *shape)
     for name, shape in shapes.items():
         run.part(f"step {name}", steps, *shape)
-        run.part(f"encode {name}", encoding, *shape)
     for k in (2,) if args.tiny else (32, 64, 128):
         run.part(f"prefixes {k}", nested, *((48, 90, k, 3) if args.tiny else (2304, 65536, k, 4096)))
     for name, shape in shapes.items():
         run.part(f"pieces {name}", pieces, *((48, 90, 4, 3) if args.tiny else shape))
-    run.part("tune", tune, *((48, 90, 4, 3) if args.tiny else SHAPES["gemma"]))
     if CUDA:
         for name, shape in shapes.items():
             run.part(f"compiled {name}", compiled, *shape)

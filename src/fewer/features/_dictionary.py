@@ -107,6 +107,7 @@ def chosen(
     with torch.no_grad():
         if k := _plainly(m, budget, len(w)):
             index, value = kernels.encode(*map(narrowed, (x, w, b)), k, m.by_size)
+            kernels.share(index)  # by the gradients of encoder, bias and decoder
             return index, value.to(x.dtype)
         found = []
         for rows in x.split(ROWS if m.alone and not x.is_cuda else max(1, len(x))):
@@ -139,6 +140,9 @@ def spell(
 ) -> tuple[Codes, Float[Tensor, "batch k"]]:
     """`m.code` of x W^T + b as codes that know their places, differentiable, and the pre-activations there."""
     index, value = chosen(m, budget, x, w, b, own)
+    if _plainly(m, budget, len(w)):
+        pre = said(x, w, b, index, value)
+        return Codes(index, m.amount(pre), len(w)), pre
     real, index = index >= 0, index.clamp(min=0)
     pre = said(x, w, b, index, value)
     return Codes(index, torch.where(real, m.amount(pre), 0.0), len(w)), pre

@@ -40,6 +40,13 @@ def narrowed(t: Tensor) -> Tensor:
     return small if small is not None and small.dtype == kind and version == t._version else t.detach().to(kind)
 
 
+def left(
+    codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], bias: Float[Tensor, " out"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "rows out"]]:
+    """The mean square of what codes and bias leave of `y`, differentiable, and the error itself, which is not."""
+    return _Left.apply(codes.value, atoms, codes.index, y, bias)
+
+
 def missed(
     codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], weight: Float[Tensor, " k"]
 ) -> Float[Tensor, ""]:
@@ -97,6 +104,32 @@ class _Spoken(torch.autograd.Function):
             kernels.correlate(y, small, index).to(value.dtype) if asked[0] else None,
             _gradient(atoms, ctx.owed, Codes(index, value, len(atoms)), y.to(small.dtype)) if asked[1] else None,
             None,
+        )
+
+
+class _Left(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, atoms: Tensor, index: Tensor, y: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        error, along, each = kernels.residual(Codes(index, value, len(atoms)), narrowed(atoms), y, bias)
+        ctx.save_for_backward(value, atoms, index, error, along)
+        ctx.owed = getattr(atoms, "owed", None)
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)
+        return each.sum() / max(1, y.numel()), error
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        value, atoms, index, error, along = ctx.saved_tensors
+        asked, by = ctx.needs_input_grad, grads[0] * (-2 / max(1, error.numel()))
+        uses = Codes(index, by * value, len(atoms))
+        return (
+            (by * along).to(value.dtype) if asked[0] else None,
+            _gradient(atoms, ctx.owed, uses, error) if asked[1] else None,
+            None,
+            -by * error if asked[3] else None,
+            by * error.sum(0, dtype=by.dtype) if asked[4] else None,
         )
 
 

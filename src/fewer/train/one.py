@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, said, spell, spoken
+from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, left, said, spell, spoken
 from fewer.layout import Codes
 
 from .known import Known
@@ -56,6 +56,11 @@ class One:
         target = self.known.of_sites(rows, self.pupil.writes)
         if not self.sparse:
             return self._densely(rows, target, progress)
+        if type(self.pupil.sparsifier).views is Sparsifier.views:  # the codes are looked at once, and whole
+            x, t = self._read(rows), self.tensors
+            target = target - F.linear(x, t["skip"]) if "skip" in t else target
+            found, error = left(self._spelt(x), t["decoder"], target, t["decoder_bias"])
+            return found + self.of_the_dead(rows, error)
         total, error = rows.new_zeros(()), target
         for weight, out in self.views(rows):
             error = target - out
@@ -69,12 +74,16 @@ class One:
             z = p.sparsifier.code(F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, self.own)
             self._heard((z != 0).any(0), len(x))
             return [(1.0, z @ t["decoder"] + self._beside(x))]
+        beside = self._beside(x)
+        return [(weight, spoken(part, t["decoder"]) + beside) for weight, part in p.sparsifier.views(self._spelt(x))]
+
+    def _spelt(self, x: Tensor) -> Codes:
+        """Who speaks, and how loud; who spoke is counted."""
+        t, p, n = self.tensors, self.pupil, self.pupil.latents
         codes, _ = spell(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
-        n = p.latents
         loud = torch.where(codes.value != 0, codes.index, n).flatten()  # empty slots point behind the last
         self._heard(torch.zeros(n + 1, dtype=torch.bool, device=x.device).scatter_(0, loud, True)[:n], len(x))
-        beside = self._beside(x)
-        return [(weight, spoken(part, t["decoder"]) + beside) for weight, part in p.sparsifier.views(codes)]
+        return codes
 
     def _densely(self, rows: Rows, target: Tensor, progress: float) -> Tensor:
         x, t, p = self._read(rows), self.tensors, self.pupil

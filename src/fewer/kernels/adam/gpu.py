@@ -13,22 +13,25 @@ from . import Move, ref
 
 Rows = Float[Tensor, "size dim"]
 HELD = 8192  # columns that one program holds; the gradient of wider rows of length 1 is written down
-TILE, MANY = 512, 8  # columns of a program where rows are free, and uses at a time
-WHOLE_MANY, WHOLE_LANES = 4, 512  # uses at a time, and columns of a warp, where a program must hold all of a row
+TILE, LANES, MANY = 1024, 256, 4  # columns of a program where rows are free, and of a warp; uses at a time
+WHOLE_LANES, WHOLE_MANY = 512, 2  # where a program must hold all of a row
 
 
 @triton.jit
 def _adam(
     w, first, second, start, whose, amount, y, small, dim, rate, keep1, keep2, new1, new2, root, eps,
-    UNIT: tl.constexpr, SMALL: tl.constexpr, MANY: tl.constexpr, TILE: tl.constexpr,
+    UNIT: tl.constexpr, GIVEN: tl.constexpr, SMALL: tl.constexpr, MANY: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`rate` and `root` hold the corrections of the two moments: w -= rate m / (root sqrt(v) + eps)."""
+    """`rate` and `root` hold the corrections of the two moments: w -= rate m / (root sqrt(v) + eps). GIVEN: `y` is the gradient."""
     atom, cols = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside, place = cols < dim, atom * dim + cols
     row = tl.load(w + place, mask=inside, other=0.0).to(tl.float32)
     m = tl.load(first + place, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(second + place, mask=inside, other=0.0).to(tl.float32)
-    g = gathered(start, whose, amount, y, atom, cols, inside, dim, MANY, TILE)
+    if GIVEN:
+        g = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
+    else:
+        g = gathered(start, whose, amount, y, atom, cols, dim, MANY, TILE)
     if UNIT:
         g -= tl.sum(g * row, 0) * row
     m = keep1 * m + new1 * g
@@ -52,18 +55,21 @@ def adam(
     move: Move,
     small: Rows | None = None,
 ) -> tuple[Rows, Rows, Rows]:
-    dim = w.shape[1]
-    if codes is None or (move.unit and dim > HELD) or not w.numel():
+    if move.unit and w.shape[1] > HELD:
         return ref.adam(w, first, second, None, y if codes is None else collect(codes, y), move)
     state = [t if t.is_contiguous() else t.contiguous() for t in (w, first, second)]
+    rows, dim = (1, w.numel()) if codes is None and not move.unit else w.shape
+    uses = (w, w, w) if codes is None else by_atom(codes)
     a, b = move.corrected
     beta1, beta2 = move.betas
     tile = max(16, triton.next_power_of_2(dim))
-    many, warps = (WHOLE_MANY, tile // WHOLE_LANES) if move.unit else (MANY, 4)
+    lanes, many = (WHOLE_LANES, WHOLE_MANY) if move.unit else (LANES, MANY)
     tile = tile if move.unit else min(tile, TILE)
-    _adam[(len(w), triton.cdiv(dim, tile))](
-        *state, *by_atom(codes), y.contiguous(), w if small is None else small, dim,
-        move.rate * a, beta1, beta2, 1 - beta1, 1 - beta2, b**0.5, move.eps,
-        UNIT=move.unit, SMALL=small is not None, MANY=many, TILE=tile, num_warps=min(16, max(1, warps)),
-    )  # fmt: skip
+    if w.numel():
+        _adam[(rows, triton.cdiv(dim, tile))](
+            *state, *uses, y.contiguous(), w if small is None else small, dim,
+            move.rate * a, beta1, beta2, 1 - beta1, 1 - beta2, b**0.5, move.eps,
+            UNIT=move.unit, GIVEN=codes is None, SMALL=small is not None, MANY=many, TILE=tile,
+            num_warps=min(16, max(1, tile // lanes)),
+        )  # fmt: skip
     return tuple(state)  # type: ignore[return-value]

@@ -13,7 +13,8 @@ from . import _gpu
 
 HELD = 8192  # candidates that one program ranks in registers
 AT_ONCE = 1 << 28  # pre-activations in memory at a time
-FUSED = False  # whether the product finds the groups' best itself, in Triton, and not after cuBLAS
+GROUPS = (64, 32, 16, 8, 128)  # sizes of a group, the first that fits is taken
+LANES = 64  # candidates of a lane: few warps wait for each other
 
 
 def encode(
@@ -31,12 +32,9 @@ def encode(
 def _rows(x: Tensor, w: Tensor, b: Tensor, by_size: bool, index: Tensor, value: Tensor) -> None:
     n, k = len(w), index.shape[1]
     group = group_of(n, k)
-    if FUSED and group > 1 and x.dtype != torch.float32:
-        pre, top = fused(x, w, b, group, by_size)
-    else:
-        pre, top = F.linear(x, w, b), None
+    pre = F.linear(x, w, b)
     if group:
-        best(pre, by_size, index, value, group, top)
+        best(pre, by_size, index, value, group)
         return
     index.copy_(places(top_k(pre.abs() if by_size else pre, k), k))
     value.copy_(pre.gather(1, index))
@@ -47,7 +45,7 @@ def group_of(n: int, k: int) -> int:
     if n <= HELD:
         return 1
     return next(
-        (g for g in (64, 32, 16, 8, 128) if triton.next_power_of_2(k) * g <= HELD and k <= triton.cdiv(n, g) <= HELD), 0
+        (g for g in GROUPS if triton.next_power_of_2(k) * g <= HELD and k <= triton.cdiv(n, g) <= HELD), 0
     )
 
 
@@ -77,18 +75,5 @@ def best(pre: Tensor, by_size: bool, index: Tensor, value: Tensor, group: int, t
     )  # fmt: skip
 
 
-def fused(x: Tensor, w: Tensor, b: Tensor, group: int, by_size: bool) -> tuple[Tensor, Tensor]:
-    """The product, and the highest key of each group of it."""
-    rows, size, groups = len(x), len(w), triton.cdiv(len(w), group)
-    pre = torch.empty(rows, size, dtype=x.dtype, device=x.device)
-    top = torch.empty(rows, groups, dtype=torch.int16, device=x.device)
-    grid = (triton.cdiv(rows, 128) * triton.cdiv(size, 256),)
-    _gpu.product[grid](
-        x.contiguous(), w.contiguous(), b, pre, top, rows, size, x.shape[1], groups,
-        BY_SIZE=by_size, WIDTH=16, GROUP=group, M=128, N=256, K=64, BAND=8, num_warps=8, num_stages=3,
-    )  # fmt: skip
-    return pre, top
-
-
 def _warps(block: int) -> int:
-    return min(8, max(1, block // 512))
+    return min(8, max(1, block // (32 * LANES)))
