@@ -8,17 +8,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit is met
 
-import fewer.kernels as kernels  # noqa: E402
-from fewer.core import budget  # noqa: E402
-from fewer.features import missed, spell, spoken  # noqa: E402
-from fewer.features._dictionary import Dictionary  # noqa: E402
-from fewer.features.abs_top_k import AbsTopK  # noqa: E402
-from fewer.features.top_k import TopK  # noqa: E402
-from fewer.layout import Codes  # noqa: E402
-from fewer.train.known import Known  # noqa: E402
-from fewer.train.one import One  # noqa: E402
-from fewer.train.pupil import Lesson, Pupil  # noqa: E402
-from fewer.train.rows import RowAdam  # noqa: E402
+import fewer.kernels as kernels
+from fewer.core import budget
+from fewer.features import missed, spell, spoken
+from fewer.features._dictionary import Dictionary
+from fewer.features.abs_top_k import AbsTopK
+from fewer.features.top_k import TopK
+from fewer.layout import Codes
+from fewer.train.known import Known
+from fewer.train.one import One
+from fewer.train.pupil import Lesson, Pupil
+from fewer.train.rows import RowAdam
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["ref", "gpu"] if DEVICE == "cuda" else ["ref", "cpu", "gpu"]
@@ -61,7 +61,9 @@ def test_more_or_less_than_all_are_kept():
 
 def dense_gradients(x, y, t, k):
     """The textbook in float64."""
-    w, b, d, c = (t[name].detach().double().requires_grad_() for name in ("encoder", "encoder_bias", "decoder", "decoder_bias"))
+    w, b, d, c = (
+        t[name].detach().double().requires_grad_() for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    )
     pre = x.double() @ w.mT + b
     z = pre.relu() * torch.zeros_like(pre).scatter(1, pre.topk(k, dim=1)[1], 1.0)
     loss = (y.double() - z @ d - c).square().mean()
@@ -146,7 +148,10 @@ def test_a_rounded_copy_is_not_used_once_its_matrix_was_written_to():
 
     w = normal(3, 4)
     with torch.autocast(DEVICE, torch.bfloat16):
-        w.small = torch.zeros(3, 4, dtype=torch.bfloat16, device=DEVICE), w._version  # not what w says, to tell them apart
+        w.small = (
+            torch.zeros(3, 4, dtype=torch.bfloat16, device=DEVICE),
+            w._version,
+        )  # not what w says, to tell them apart
         assert not narrowed(w).any()
         w.mul_(2)
         assert torch.equal(narrowed(w), w.bfloat16())

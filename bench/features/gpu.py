@@ -8,7 +8,6 @@ import importlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -22,11 +21,10 @@ from bench.kernels import _device as device
 from fewer.kernels.adam import Move
 from fewer.layout import Codes
 
+from ._device import CUDA, DEVICE, SMALL, host, ms, normal, profile
 from ._product import fused
 from ._steps import Ours, Plain, bound, data
 
-CUDA = device.CUDA
-DEVICE, SMALL = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float16)
 OPS = ("encode", "decode", "correlate", "collect", "adam", "places", "prefixes", "residual")
 SHAPES = {"gemma": (2304, 65536, 64, 4096), "gpt2": (768, 16384, 32, 4096)}
 TINY = {"tiny": (48, 9000, 4, 8)}
@@ -51,48 +49,24 @@ class Run:
             self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:600]}"
         if CUDA:
             torch.cuda.empty_cache()
-        print(f"[{time.time() - self.begin:4.0f} s] {name}: {json.dumps(self.found.get(name, 'FAILED'))[:1500]}", flush=True)
+        print(
+            f"[{time.time() - self.begin:4.0f} s] {name}: {json.dumps(self.found.get(name, 'FAILED'))[:1500]}",
+            flush=True,
+        )
         folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "features-gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
-
-
-def ms(call: Callable[[], object], graph: bool = True, n: int = 15) -> dict:
-    """Milliseconds by CUDA events: median and quartiles; in a graph, or launched one by one."""
-    try:
-        for _ in range(2):
-            call()
-        run = call
-        if CUDA:
-            torch.cuda.synchronize()
-            if graph:
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    call()
-                torch.cuda.current_stream().wait_stream(side)
-                captured = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(captured):
-                    call()
-                run = captured.replay
-                run()
-        times = [device._seconds(run) * 1e3 for _ in range(n if CUDA else 2)]
-    except Exception as why:
-        return {"ms": float("nan"), "failed": f"{type(why).__name__}: {str(why)[:300]}"}
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return {"ms": round(middle, 4), "q25": round(low, 4), "q75": round(high, 4)}
 
 
 def checks() -> list:
     """Each operation in a process of its own: compiling is what takes the time."""
     work = [subprocess.Popen([sys.executable, "-m", "bench.features.check", op], stdout=subprocess.PIPE) for op in OPS]
     done = [w.communicate()[0].decode() for w in work]
-    found = [json.loads(text.splitlines()[-1]) if text.strip() else [{"op": op, "bad": "died"}] for op, text in zip(OPS, done, strict=True)]
+    found = [
+        json.loads(text.splitlines()[-1]) if text.strip() else [{"op": op, "bad": "died"}]
+        for op, text in zip(OPS, done, strict=True)
+    ]
     return [row for rows in found for row in rows]
-
-
-def normal(*size: int, seed: int = 0, dtype: torch.dtype = SMALL) -> torch.Tensor:
-    return torch.randn(*size, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE).to(dtype)
 
 
 def encoding(dim: int, latents: int, k: int, batch: int) -> dict:
@@ -114,7 +88,9 @@ def encoding(dim: int, latents: int, k: int, batch: int) -> dict:
     found["own product and groups' best"] = ms(lambda: fused(x, w, b, group, False))
     found["ranking alone"] = ms(lambda: gpu.best(pre, False, index, value, group))
     found["torch.topk alone"] = ms(lambda: pre.topk(k, dim=1, sorted=False), n=5)
-    found["kernels.top_k and places"] = ms(lambda: kernels.load("places", "gpu")(kernels.load("top_k", "gpu")(pre, k), k), graph=False, n=5)
+    found["kernels.top_k and places"] = ms(
+        lambda: kernels.load("places", "gpu")(kernels.load("top_k", "gpu")(pre, k), k), graph=False, n=5
+    )
     kept, times = (gpu.GROUPS, gpu.LANES), {}
     for size in (16, 32, 64):
         for lanes in (16, 32, 64, 128):
@@ -150,9 +126,13 @@ def pieces(dim: int, latents: int, k: int, batch: int) -> dict:
         found[f"collect, {name}"] = ms(lambda c=c: op["collect"](c, y))
         found[f"adam, {name}"] = ms(lambda c=c: op["adam"](*state, c, y, Move(1e-3, 2, unit=True), atoms))
     found["adam's bytes, ms"] = round(latents * dim * 26 / device.copy_bandwidth() * 1e3, 3)
-    found["collect twice the same"] = bool(torch.equal(op["collect"](codes["dense"], y), op["collect"](codes["dense"], y)))
+    found["collect twice the same"] = bool(
+        torch.equal(op["collect"](codes["dense"], y), op["collect"](codes["dense"], y))
+    )
     truth = torch.zeros(latents, dim, dtype=torch.float64, device=DEVICE)
-    truth.index_add_(0, dense.flatten(), (value[..., None].double() * y[:, None].double()).flatten(0, 1)) if batch * k * dim < 2e8 else None
+    truth.index_add_(
+        0, dense.flatten(), (value[..., None].double() * y[:, None].double()).flatten(0, 1)
+    ) if batch * k * dim < 2e8 else None
     if truth.any():
         found["collect's error"] = ((op["collect"](codes["dense"], y.float()) - truth).norm() / truth.norm()).item()
     return found
@@ -182,33 +162,6 @@ def steps(dim: int, latents: int, k: int, batch: int) -> dict:
         found["kernels, us"] = profile(lambda: ours(rows[0]))
         found["host, us"] = host(lambda: ours(rows[0]))
     return found
-
-
-def profile(call: Callable[[], object]) -> dict:
-    """Where the time of a step goes, by kernel."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
-        for _ in range(3):
-            call()
-        torch.cuda.synchronize()
-    rows = [(e.key[:70], e.self_device_time_total / 3, e.count // 3) for e in seen.key_averages() if e.self_device_time_total]
-    rows = [r for r in rows if r[1] >= 3]
-    return {f"{name} x{count}": round(us, 1) for name, us, count in sorted(rows, key=lambda r: -r[1])[:30]}
-
-
-def host(call: Callable[[], object]) -> dict:
-    """Where the host's time goes, by function, itself alone and with what it calls."""
-    import cProfile
-    import pstats
-
-    torch.cuda.synchronize()
-    with cProfile.Profile() as seen:
-        for _ in range(5):
-            call()
-    torch.cuda.synchronize()
-    rows = [(f"{pathlib.Path(f).name}:{line} {name}", t, c, n) for (f, line, name), (_, n, t, c, _) in pstats.Stats(seen).stats.items()]
-    return {name[:60]: [round(t * 2e5), round(c * 2e5), n // 5] for name, t, c, n in sorted(rows, key=lambda r: -r[2])[:45]}
 
 
 def nested(dim: int, latents: int, k: int, batch: int) -> dict:
@@ -248,11 +201,9 @@ def tune(dim: int, latents: int, k: int, batch: int) -> dict:
     index = torch.randint(latents, (batch, k), generator=torch.Generator(DEVICE).manual_seed(3), device=DEVICE)
     codes, y = Codes(index, normal(batch, k, seed=4, dtype=torch.float32), latents), normal(batch, dim, seed=5)
     atoms, found = normal(latents, dim, seed=6), {}
-    weight = torch.full((k,), 1 / k, device=DEVICE)
     calls = {
         "decode": lambda do: do(codes, atoms),
         "correlate": lambda do: do(y, atoms, index),
-        "prefixes": lambda do: do(codes, atoms, y, weight),
         "residual": lambda do: do(codes, atoms, y, y[0]),
         "collect": lambda do: do(codes, y),
     }
@@ -272,7 +223,10 @@ def tune_adam(codes: Codes, y: torch.Tensor, atoms: torch.Tensor) -> dict:
     module, do = importlib.import_module("fewer.kernels.adam.gpu"), kernels.load("adam", "gpu")
     state, found = [atoms.float(), torch.zeros_like(atoms.float()), torch.zeros_like(atoms.float())], {}
     names = {True: ("WHOLE_MANY", "WHOLE_LANES"), False: ("MANY", "TILE")}
-    for unit, cuts in ((True, [(1, 512), (2, 256), (4, 256), (2, 512), (4, 512), (2, 1024)]), (False, [(2, 256), (4, 256), (2, 512), (4, 512), (2, 1024), (4, 1024), (4, 4096)])):
+    for unit, cuts in (
+        (True, [(1, 512), (2, 256), (4, 256), (2, 512), (4, 512), (2, 1024)]),
+        (False, [(2, 256), (4, 256), (2, 512), (4, 512), (2, 1024), (4, 1024), (4, 4096)]),
+    ):
         times: dict = {}
         for cut in cuts:
             vars(module).update(zip(names[unit], cut, strict=True))

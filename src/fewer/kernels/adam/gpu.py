@@ -1,6 +1,5 @@
 """adam with Triton: a program owns a row, or a tile of one; its gradient is gathered, used and forgotten in registers."""
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
@@ -13,8 +12,8 @@ from . import Move, ref
 
 Rows = Float[Tensor, "size dim"]
 HELD = 8192  # columns that one program holds; the gradient of wider rows of length 1 is written down
-TILE, LANES, MANY = 1024, 256, 4  # columns of a program where rows are free, and of a warp; uses at a time
-WHOLE_LANES, WHOLE_MANY = 512, 2  # where a program must hold all of a row
+TILE, LANES, MANY = 256, 256, 4  # columns of a program where rows are free, and of a warp; uses at a time
+WHOLE_LANES, WHOLE_MANY = 256, 4  # where a program must hold all of a row
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewer.kernels._order import shared
 from fewer.layout import Codes
 
-WIDE, MANY = 256, 4  # columns of a tile, a warp each 256; and uses on their way at a time
+WIDE, MANY = 512, 2  # columns of a tile, a warp each 256; and uses on their way at a time
 
 
 def by_atom(codes: Codes) -> tuple[Tensor, Tensor, Tensor]:

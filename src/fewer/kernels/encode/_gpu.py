@@ -38,9 +38,7 @@ def _best(key, inside, want, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def maxima(
-    bits, top, n, groups, BY_SIZE: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr
-):
+def maxima(bits, top, n, groups, BY_SIZE: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr):
     """The highest key of each group of neighbours."""
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     col = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]

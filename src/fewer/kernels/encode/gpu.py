@@ -13,8 +13,8 @@ from . import _gpu
 
 HELD = 8192  # candidates that one program ranks in registers
 AT_ONCE = 1 << 28  # pre-activations in memory at a time
-GROUPS = (64, 32, 16, 8, 128)  # sizes of a group, the first that fits is taken
-LANES = 64  # candidates of a lane: few warps wait for each other
+GROUPS = (32, 64, 16, 8, 128)  # sizes of a group, the first that fits is taken
+LANES = 32  # candidates of a lane: few warps wait for each other
 
 
 def encode(
@@ -44,9 +44,7 @@ def group_of(n: int, k: int) -> int:
     """Neighbours that make a group: 1 if all can be ranked at once, 0 if there is no size that lets k groups be."""
     if n <= HELD:
         return 1
-    return next(
-        (g for g in GROUPS if triton.next_power_of_2(k) * g <= HELD and k <= triton.cdiv(n, g) <= HELD), 0
-    )
+    return next((g for g in GROUPS if triton.next_power_of_2(k) * g <= HELD and k <= triton.cdiv(n, g) <= HELD), 0)
 
 
 def best(pre: Tensor, by_size: bool, index: Tensor, value: Tensor, group: int, top: Tensor | None = None) -> None:

@@ -11,36 +11,28 @@ from torch import Tensor
 
 from fewer.layout import Codes
 
-WIDE, MANY = 256, 4  # columns of a tile, and atoms on their way at a time
+WIDE = 256  # columns of a tile, which is a warp's
 
 
 @triton.jit
-def _prefixes(
-    index, value, atoms, y, weight, missed, slope, rest, dim, k, tiles, MANY: tl.constexpr, TILE: tl.constexpr
-):
+def _prefixes(index, value, atoms, y, weight, missed, slope, rest, dim, k, tiles, TILE: tl.constexpr):
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     cols = tile * TILE + tl.arange(0, TILE)
     inside, part = cols < dim, (row * tiles + tile) * k
     error = tl.load(y + row * dim + cols, mask=inside, other=0.0).to(tl.float32)
-    for first in range(0, k, MANY):
-        for i in tl.static_range(MANY):
-            j = first + i
-            here = tl.load(value + row * k + j, mask=j < k, other=0.0).to(tl.float32)
-            atom = tl.load(index + row * k + j, mask=j < k, other=0)
-            error -= here * tl.load(atoms + atom * dim + cols, mask=cols < tl.where(j < k, dim, 0), other=0.0).to(tl.float32)
-            tl.store(missed + part + j, tl.sum(error * error, 0), mask=j < k)
+    for j in range(k):
+        here, atom = tl.load(value + row * k + j).to(tl.float32), tl.load(index + row * k + j)
+        error -= here * tl.load(atoms + atom * dim + cols, mask=inside, other=0.0).to(tl.float32)
+        tl.store(missed + part + j, tl.sum(error * error, 0))
     total = tl.zeros([TILE], tl.float32)
-    for first in range(0, k, MANY):
-        for i in tl.static_range(MANY):
-            j = k - 1 - first - i
-            here = tl.load(value + row * k + j, mask=j >= 0, other=0.0).to(tl.float32)
-            atom = tl.load(index + row * k + j, mask=j >= 0, other=0)
-            there = cols < tl.where(j >= 0, dim, 0)
-            mine = tl.load(atoms + atom * dim + cols, mask=there, other=0.0).to(tl.float32)
-            total += tl.load(weight + j, mask=j >= 0, other=0.0).to(tl.float32) * error
-            tl.store(rest + (row * k + j) * dim + cols, total.to(rest.dtype.element_ty), mask=there)
-            tl.store(slope + part + j, -2 * tl.sum(total * mine, 0), mask=j >= 0)
-            error += here * mine
+    for i in range(k):
+        j = k - 1 - i
+        here, atom = tl.load(value + row * k + j).to(tl.float32), tl.load(index + row * k + j)
+        mine = tl.load(atoms + atom * dim + cols, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(weight + j).to(tl.float32) * error
+        tl.store(rest + (row * k + j) * dim + cols, total.to(rest.dtype.element_ty), mask=inside)
+        tl.store(slope + part + j, -2 * tl.sum(total * mine, 0))
+        error += here * mine
 
 
 def prefixes(
@@ -53,5 +45,5 @@ def prefixes(
     rest = torch.empty(rows, k, dim, dtype=y.dtype, device=y.device)
     if rest.numel():
         given = (t.contiguous() for t in (codes.index, codes.value, atoms, y, weight))
-        _prefixes[(rows, tiles)](*given, missed, slope, rest, dim, k, tiles, MANY=MANY, TILE=tile, num_warps=tile // 128 or 1)
+        _prefixes[(rows, tiles)](*given, missed, slope, rest, dim, k, tiles, TILE=tile, num_warps=1)
     return missed.sum(1).to(y.dtype), slope.sum(1).to(y.dtype), rest

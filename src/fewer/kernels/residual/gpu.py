@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewer.layout import Codes
 
-WIDE, MANY = 256, 4  # columns of a tile, a warp each 256; and atoms on their way at a time
+WIDE, MANY = 256, 8  # columns of a tile, a warp each 256; and atoms on their way at a time
 
 
 @triton.jit
