@@ -13,8 +13,8 @@ from fewer import kernels
 from fewer.core import Budget
 from fewer.layout import Codes
 
-from ._protocol import ByKeep, Own, Pre, Sparsifier
-from ._sparse import said, spoken
+from ._protocol import ByKeep, ByScore, Own, Pre, Sparsifier
+from ._sparse import narrowed, said, spoken
 
 ROWS = 256  # inputs coded at once: their pre-activations stay in a cache
 
@@ -54,6 +54,10 @@ class Dictionary:
 
     def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
         """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
+        m = self.sparsifier
+        if (k := _plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
+            index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
+            return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
             parts = [_packed(self.sparsifier.serve(self.pre(rows), self.budget, self.own)) for rows in x.split(ROWS)]
             return _stacked(parts, self.latents)
@@ -101,6 +105,10 @@ def chosen(
     Rows that are chosen alone are done some at a time: [batch, latents] is then never in memory.
     """
     with torch.no_grad():
+        if k := _plainly(m, budget, len(w)):
+            index, value = kernels.encode(*map(narrowed, (x, w, b)), k, m.by_size)
+            kernels.share(index)  # by the gradients of encoder, bias and decoder
+            return index, value.to(x.dtype)
         found = []
         for rows in x.split(ROWS if m.alone and not x.is_cuda else max(1, len(x))):
             pre = F.linear(rows, w, b)
@@ -114,6 +122,14 @@ def chosen(
         )
 
 
+def _plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
+    """How many the highest pre-activations of each row are kept, if that is the whole rule; else 0."""
+    rule = isinstance(m, ByScore) and type(m).score is ByScore.score and type(m).keep is ByScore.keep
+    if not rule or budget.scope != "row" or budget.group or budget.unit != (1, 1):
+        return 0
+    return min(budget.of(latents), latents)
+
+
 def coded(
     m: ByKeep,
     budget: Budget,
@@ -124,6 +140,9 @@ def coded(
 ) -> tuple[Codes, Float[Tensor, "batch k"]]:
     """`m.code` of x W^T + b as codes that know their places, differentiable, and the pre-activations there."""
     index, value = chosen(m, budget, x, w, b, own)
+    if _plainly(m, budget, len(w)):
+        pre = said(x, w, b, index, value)
+        return Codes(index, m.amount(pre), len(w)), pre
     real, index = index >= 0, index.clamp(min=0)
     pre = said(x, w, b, index, value)
     return Codes(index, torch.where(real, m.amount(pre), 0.0), len(w)), pre

@@ -32,9 +32,35 @@ def spoken(codes: Codes, atoms: Float[Tensor, "latents out"]) -> Float[Tensor, "
     return _Spoken.apply(codes.value, atoms, codes.index)
 
 
+def narrowed(t: Tensor) -> Tensor:
+    """As autocast multiplies it; what the optimizer left rounded beside a matrix (see `train.rows`) is not rounded again."""
+    if not torch.is_autocast_enabled(t.device.type):
+        return t
+    kind, (small, version) = torch.get_autocast_dtype(t.device.type), getattr(t, "small", (None, None))
+    return small if small is not None and small.dtype == kind and version == t._version else t.detach().to(kind)
+
+
+def left(
+    codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], bias: Float[Tensor, " out"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "rows out"]]:
+    """The mean square of what codes and bias leave of `y`, differentiable, and the error itself, which is not."""
+    return _Left.apply(codes.value, atoms, codes.index, y, bias)
+
+
+def missed(
+    codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], weight: Float[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """The sum over j of weight_j |y_r - what the first j slots of row r say|^2, averaged over rows and columns, differentiable.
+
+    Hierarchical TopK (2505.24473, eq. 7) is all weights alike and each row's slots in order of their values. One pass there
+    and one back, for any number of prefixes (`kernels.prefixes`).
+    """
+    return _Missed.apply(codes.value, atoms, codes.index, y, weight)
+
+
 def _gradient(w: Tensor, owed: list[Use] | None, codes: Codes, y: Tensor) -> Tensor | None:
     if owed is None:
-        return kernels.collect(codes, y)
+        return kernels.collect(codes, y.to(w.dtype))
     owed.append((codes, y))
     return None
 
@@ -42,7 +68,7 @@ def _gradient(w: Tensor, owed: list[Use] | None, codes: Codes, y: Tensor) -> Ten
 class _Said(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, index: Tensor, value: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, w, index)
+        ctx.save_for_backward(narrowed(x), w, index)
         ctx.owed = getattr(w, "owed", None)
         return kernels.correlate(x, w, index) + b[index] if value is None else value.clone()
 
@@ -51,7 +77,7 @@ class _Said(torch.autograd.Function):
         x, w, index = ctx.saved_tensors
         codes = Codes(index, grads[0].contiguous(), len(w))
         asked = ctx.needs_input_grad
-        one = x.new_ones(len(x), 1)
+        one = w.new_ones(len(x), 1)
         return (
             kernels.decode(codes, w) if asked[0] else None,
             _gradient(w, ctx.owed, codes, x) if asked[1] else None,
@@ -64,17 +90,67 @@ class _Said(torch.autograd.Function):
 class _Spoken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, atoms: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(value, atoms, index)
+        small = narrowed(atoms)
+        ctx.save_for_backward(value, atoms, small, index)
         ctx.owed = getattr(atoms, "owed", None)
-        return kernels.decode(Codes(index, value, len(atoms)), atoms)
+        return kernels.decode(Codes(index, value, len(atoms)), small)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        value, atoms, index = ctx.saved_tensors
+        value, atoms, small, index = ctx.saved_tensors
         y = grads[0].contiguous()
         asked = ctx.needs_input_grad
         return (
-            kernels.correlate(y, atoms, index) if asked[0] else None,
-            _gradient(atoms, ctx.owed, Codes(index, value, len(atoms)), y) if asked[1] else None,
+            kernels.correlate(y, small, index).to(value.dtype) if asked[0] else None,
+            _gradient(atoms, ctx.owed, Codes(index, value, len(atoms)), y.to(small.dtype)) if asked[1] else None,
+            None,
+        )
+
+
+class _Left(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, atoms: Tensor, index: Tensor, y: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        error, along, each = kernels.residual(Codes(index, value, len(atoms)), narrowed(atoms), y, bias)
+        ctx.save_for_backward(value, atoms, index, error, along)
+        ctx.owed = getattr(atoms, "owed", None)
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)
+        return each.sum() / max(1, y.numel()), error
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        value, atoms, index, error, along = ctx.saved_tensors
+        asked, by = ctx.needs_input_grad, grads[0] * (-2 / max(1, error.numel()))
+        uses = Codes(index, by * value, len(atoms))
+        return (
+            (by * along).to(value.dtype) if asked[0] else None,
+            _gradient(atoms, ctx.owed, uses, error) if asked[1] else None,
+            None,
+            -by * error if asked[3] else None,
+            by * error.sum(0, dtype=by.dtype) if asked[4] else None,
+        )
+
+
+class _Missed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, atoms: Tensor, index: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        codes = Codes(index, value, len(atoms))
+        each, slope, rest = kernels.prefixes(codes, narrowed(atoms), narrowed(y), weight)
+        ctx.save_for_backward(value, atoms, index, slope, rest)
+        ctx.owed = getattr(atoms, "owed", None)
+        return (each.to(weight.dtype) @ weight).sum() / max(1, y.numel())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        value, atoms, index, slope, rest = ctx.saved_tensors
+        asked, by = ctx.needs_input_grad, grads[0] / max(1, rest[:, 0].numel())
+        uses = Codes(index.reshape(-1, 1), (-2 * by * value).reshape(-1, 1), len(atoms))
+        return (
+            (by * slope).to(value.dtype) if asked[0] else None,
+            _gradient(atoms, ctx.owed, uses, rest.flatten(0, 1)) if asked[1] else None,
+            None,
+            (2 * by * rest[:, 0]).to(value.dtype) if asked[3] else None,
             None,
         )

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fewer.core import Paper, method
-from fewer.features import ByScore, Pre
+from fewer.features import ByScore
 
 
 @method(Paper("2510.00404", "AbsTopK: Rethinking Sparse Autoencoders For Bidirectional Features", 2025, ledger=430))
@@ -15,8 +15,7 @@ class AbsTopK(ByScore):
             [ 0.,  0., -5.]])
     """
 
-    def score(self, pre: Pre) -> Pre:
-        return pre.abs()
+    by_size = True
 
     def amount(self, pre: Tensor) -> Tensor:
         return pre

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, coded, said, spoken
+from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, coded, left, said, spoken
 from fewer.layout import Codes
 
 from .known import Known
@@ -37,6 +37,7 @@ class One:
         self.tensors = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
         self.tensors["silent"] = torch.zeros(pupil.latents, device=device)
         self.dead_after = lesson.dead_after or min(10_000_000, lesson.steps * batch // 10)
+        self.spare = -1  # tokens for which none can have died yet; below 0, one must look
         self.aux_latents = lesson.aux_latents or max(1, d_in // 2)
         m = pupil.sparsifier
         self.sparse = isinstance(m, ByKeep) and type(m).penalty is Sparsifier.penalty
@@ -55,6 +56,11 @@ class One:
         target = self.known.of_sites(rows, self.pupil.writes)
         if not self.sparse:
             return self._densely(rows, target, progress)
+        if type(self.pupil.sparsifier).views is Sparsifier.views:  # the codes are looked at once, and whole
+            x, t = self._read(rows), self.tensors
+            target = target - F.linear(x, t["skip"]) if "skip" in t else target
+            found, error = left(self._spelt(x), t["decoder"], target, t["decoder_bias"])
+            return found + self.of_the_dead(rows, error)
         total, error = rows.new_zeros(()), target
         for weight, out in self.views(rows):
             error = target - out
@@ -66,18 +72,24 @@ class One:
         x, t, p = self._read(rows), self.tensors, self.pupil
         if not self.sparse:
             z = p.sparsifier.code(F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, self.own)
-            self._heard((z != 0).any(0).nonzero()[:, 0], len(x))
+            self._heard((z != 0).any(0), len(x))
             return [(1.0, z @ t["decoder"] + self._beside(x))]
-        codes, _ = coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
-        self._heard(codes.index[codes.value != 0], len(x))
         beside = self._beside(x)
-        return [(weight, spoken(part, t["decoder"]) + beside) for weight, part in p.sparsifier.views(codes)]
+        return [(weight, spoken(part, t["decoder"]) + beside) for weight, part in p.sparsifier.views(self._spelt(x))]
+
+    def _spelt(self, x: Tensor) -> Codes:
+        """Who speaks, and how loud; who spoke is counted."""
+        t, p, n = self.tensors, self.pupil, self.pupil.latents
+        codes, _ = coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
+        loud = torch.where(codes.value != 0, codes.index, n).flatten()  # empty slots point behind the last
+        self._heard(torch.zeros(n + 1, dtype=torch.bool, device=x.device).scatter_(0, loud, True)[:n], len(x))
+        return codes
 
     def _densely(self, rows: Rows, target: Tensor, progress: float) -> Tensor:
         x, t, p = self._read(rows), self.tensors, self.pupil
         pre = F.linear(x, t["encoder"], t["encoder_bias"])
         z = p.sparsifier.code(pre, p.budget, self.own)
-        self._heard((z != 0).any(0).nonzero()[:, 0], len(x))
+        self._heard((z != 0).any(0), len(x))
         error = target - z @ t["decoder"] - self._beside(x)
         seen = Pass(x, target, pre, z, t["decoder"], t["decoder_bias"], progress)
         added = p.sparsifier.penalty(seen, p.budget, self.own)
@@ -91,13 +103,17 @@ class One:
         t = self.tensors
         return t["decoder_bias"] + (F.linear(x, t["skip"]) if "skip" in t else 0)
 
-    def _heard(self, latents: Tensor, tokens: int) -> None:
-        self.tensors["silent"].add_(tokens).index_fill_(0, latents, 0)
+    def _heard(self, loud: Tensor, tokens: int) -> None:
+        self.tensors["silent"].add_(tokens).masked_fill_(loud, 0)
+        self.spare -= tokens
 
     def of_the_dead(self, rows: Rows, error: Float[Tensor, "n out"]) -> Tensor:
         """How much of `error` the loudest of the dead miss; their pre-activations count as they are, also below zero."""
-        dead = (self.tensors["silent"] > self.dead_after).nonzero()[:, 0]
-        if not self.lesson.aux or not len(dead):
+        if not self.lesson.aux or self.spare >= 0:
+            return rows.new_zeros(())
+        dead = (self.tensors["silent"] > self.dead_after).nonzero()[:, 0]  # from here on the host waits for a GPU
+        if not len(dead):
+            self.spare = self.dead_after - int(self.tensors["silent"].max())
             return rows.new_zeros(())
         x, t, k = self._read(rows), self.tensors, min(self.aux_latents, len(dead))
         with torch.no_grad():

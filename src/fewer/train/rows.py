@@ -43,17 +43,25 @@ class RowAdam(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for p in self._all():
             uses: list[Use] = list(getattr(p, "owed", ()))
-            if p.grad is not None:
-                uses.append(_dense(p.grad))
-            if not uses:
+            if p.grad is None and not uses:
                 continue
             state = self.state[p]
             if not state:
                 state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             state["step"] += 1
             move = Move(self.param_groups[0]["lr"], int(state["step"]), self.betas, self.eps, id(p) in self.unit)
-            codes, y = _together(uses, len(p) if p.ndim else 1)
-            adam(*(_flat(t) for t in (p, state["exp_avg"], state["exp_avg_sq"])), codes, y, move)
+            codes, y = _all_of(uses, p.grad)
+            small = self._small(p) if uses else None
+            adam(*(_flat(t) for t in (p, state["exp_avg"], state["exp_avg_sq"])), codes, y, move, small)
+            if small is not None:
+                p.small = small, p._version  # type: ignore[attr-defined]
+
+    def _small(self, p: Tensor) -> Tensor | None:
+        """Where a matrix on a GPU is kept in bfloat16 too: it is read so until the next step (`features.narrowed`)."""
+        if not p.is_cuda:
+            return None
+        found: Tensor = getattr(p, "small", (None, 0))[0]
+        return torch.empty_like(p, dtype=torch.bfloat16) if found is None else found
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -64,14 +72,18 @@ def _flat(p: Tensor) -> Tensor:
     return p.detach().view(len(p), -1) if p.ndim else p.detach().view(1, 1)
 
 
-def _dense(grad: Tensor) -> Use:
-    """A gradient that is written down: each row is used by itself."""
+def _all_of(uses: list[Use], grad: Tensor | None) -> tuple[Codes | None, Tensor]:
+    """A gradient as `adam` takes it: who used which row, or all of it."""
+    if grad is None:
+        return _together(uses)
+    if not uses:
+        return None, _flat(grad)
     y = _flat(grad)
     every = torch.arange(len(y), device=y.device)[:, None]
-    return Codes(every, y.new_ones(len(y), 1), len(y)), y
+    return _together([*uses, (Codes(every, y.new_ones(len(y), 1), len(y)), y)])
 
 
-def _together(uses: list[Use], size: int) -> Use:
+def _together(uses: list[Use]) -> Use:
     """One use that says what several do."""
     if len(uses) == 1:
         return uses[0]
@@ -79,4 +91,4 @@ def _together(uses: list[Use], size: int) -> Use:
     index, value = (
         torch.cat([F.pad(getattr(c, name), (0, k - c.index.shape[1])) for c, _ in uses]) for name in ("index", "value")
     )
-    return Codes(index, value, size), torch.cat([y for _, y in uses])
+    return Codes(index, value, uses[0][0].size), torch.cat([y for _, y in uses])

@@ -33,11 +33,14 @@ def adam(
     w: Float[Tensor, "size dim"],
     first: Float[Tensor, "size dim"],
     second: Float[Tensor, "size dim"],
-    codes: Codes,
+    codes: Codes | None,
     y: Float[Tensor, "rows dim"],
     move: Move,
+    small: Float[Tensor, "size dim"] | None = None,
 ) -> None:
     """Move `w` and both moments, in place, by the gradient `collect(codes, y)`; rows that nobody used move too, as Adam's do.
+
+    Without `codes`, `y` is the gradient. `small` is made equal to the new `w`, rounded to its own dtype.
 
     >>> import torch
     >>> w, first, second = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
@@ -45,7 +48,11 @@ def adam(
     >>> w
     tensor([[0.9000, 1.0000]])
     """
-    state = (w, first, second)
-    for old, new in zip(state, load("adam", backend_of(w))(*state, codes, y, move), strict=True):
+    state, backend = (w, first, second), backend_of(w)
+    held = {"small": small} if backend == "gpu" else {}
+    result = load("adam", backend)(*state, codes, y, move, **held)
+    for old, new in zip(state, result, strict=True):
         if new is not old:
             old.copy_(new)
+    if small is not None and (backend != "gpu" or result[0] is not w):
+        small.copy_(w)

@@ -17,3 +17,6 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[object, ...]]:
             w = torch.nn.functional.normalize(w, dim=1) if unit else w
             state = ((t.to(dtype).to(device)) for t in (w, m, v.square() + 0.1))
             yield *state, codes, y, Move(0.01, number, unit=unit)
+    w, m, v, g = (torch.randn(33, 5, generator=make).to(dtype).to(device) for _ in range(4))
+    yield w, m, v.square() + 0.1, None, g, Move(0.01, 2)  # the gradient itself
+    yield torch.nn.functional.normalize(w, dim=1), m, v.square() + 0.1, None, g, Move(0.01, 2, unit=True)

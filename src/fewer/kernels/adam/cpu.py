@@ -49,13 +49,17 @@ def _adam(w, first, second, start, whose, amount, y, rate, beta1, beta2, root, e
 
 
 def adam(
-    w: Rows, first: Rows, second: Rows, codes: Codes, y: Float[Tensor, "rows dim"], move: Move
+    w: Rows, first: Rows, second: Rows, codes: Codes | None, y: Float[Tensor, "rows dim"], move: Move
 ) -> tuple[Rows, Rows, Rows]:
     threads()
     state = [
         t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous() for t in (w, first, second)
     ]
-    uses = by_atom(codes.index.contiguous().numpy(), codes.value.detach().float().contiguous().numpy(), codes.size)
+    if codes is None:
+        whose = np.arange(len(w) + 1)
+        uses = whose, whose[:-1].astype(np.int32), np.ones(len(w), np.float32)
+    else:
+        uses = by_atom(codes.index.contiguous().numpy(), codes.value.detach().float().contiguous().numpy(), codes.size)
     a, b = move.corrected
     rows = (t.detach().numpy() for t in state)
     tasks = 8 * nb.get_num_threads()

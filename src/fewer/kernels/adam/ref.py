@@ -13,9 +13,9 @@ Rows = Float[Tensor, "size dim"]
 
 
 def adam(
-    w: Rows, first: Rows, second: Rows, codes: Codes, y: Float[Tensor, "rows dim"], move: Move
+    w: Rows, first: Rows, second: Rows, codes: Codes | None, y: Float[Tensor, "rows dim"], move: Move
 ) -> tuple[Rows, Rows, Rows]:
-    g = collect(codes, y)
+    g = y if codes is None else collect(codes, y)
     if move.unit:
         g = g - (g * w).sum(1, keepdim=True) * w
     first, second = (

@@ -27,4 +27,4 @@ def correlate(
     out = torch.empty(index.shape)
     wide, all_atoms = (t.detach().float().contiguous() for t in (y, atoms))
     _correlate(wide.numpy(), all_atoms.numpy(), index.contiguous().numpy(), out.numpy())
-    return out.to(atoms.dtype)
+    return out.to(torch.result_type(y, atoms))
