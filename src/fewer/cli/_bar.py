@@ -72,13 +72,13 @@ def loss(told: Told) -> Callable[[Mapping[str, Any]], None]:
     return heard
 
 
-def shown() -> Any:
-    """The bar of a terminal."""
+def shown(console: Any = None) -> Any:
+    """The bar of a terminal, by default that of stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=console or Console(stderr=True))
 
 
 def clock(seconds: float) -> str:

@@ -31,8 +31,8 @@ class Live:
         if self.live:
             self.live.stop()
 
-    def begin(self) -> None:
-        self.bar = shown()
+    def begin(self, console: Any = None) -> None:
+        self.bar = shown(console)
         self.task = self.bar.add_task("reading model and text", total=None)
 
     def found(self, point: "Point") -> None:

@@ -92,10 +92,10 @@ def _plan(pupil: Any, steps: int, distinct: int) -> str:
 
     >>> from types import SimpleNamespace
     >>> _plan(SimpleNamespace(latents=64, reads=("layers.4",), writes=("layers.4",)), 8, 4096)
-    '64 latents for layers.4: 8 steps of 1,024 tokens, from a text of 4,096 (each is seen 2.0 times)'
+    '64 latents for layers.4: 8 steps of 1,024 tokens, from a text of 4,096, seen 2.0 times'
     """
     tokens = steps * BATCH
-    seen = f" (each is seen {tokens / distinct:.1f} times)" if tokens > distinct else ""
+    seen = f", seen {tokens / distinct:.1f} times" if tokens > distinct else ""
     where = ", ".join(pupil.reads) + ("" if pupil.reads == pupil.writes else f" -> {', '.join(pupil.writes)}")
     return (
         f"{pupil.latents:,} latents for {where}: {steps:,} steps of {BATCH:,} tokens, from a text of {distinct:,}{seen}"
@@ -103,9 +103,10 @@ def _plan(pupil: Any, steps: int, distinct: int) -> str:
 
 
 def _windows(data: tuple[str, int], tokenizer: Any, wanted: Wanted) -> Any:
-    """As many windows as are asked for, or as there are, of the parts that no test reads."""
+    """As many windows as are asked for, or as there are, of the parts that no test reads; and some more, to settle on."""
     from fewer.data import corpus, every_window
+    from fewer.train.dictionaries import HELD
 
     source, length = data
     documents = [*corpus(source, "calibration"), *corpus(source, "validation")]
-    return every_window(documents, tokenizer, length, -(-wanted.tokens // length), wanted.seed)
+    return every_window(documents, tokenizer, length, -(-(wanted.tokens + HELD * BATCH) // length), wanted.seed)
