@@ -21,7 +21,7 @@ from fewer.features.top_k import TopK
 from fewer.models.tap import Tap, activations
 from fewer.train import Live, Rows
 
-QUICK = ["--latents", "64", "--tokens", "512", "--length", "64", "--test", "4"]
+QUICK = ["--latents", "64", "--tokens", "512", "--length", "32", "--test", "2"]
 SAE = ["train", "features/top_k", "8", "--site", "layers.0", *QUICK]
 
 
@@ -69,8 +69,8 @@ def test_train_writes_judges_and_leaves_nothing_half_done(capsys, run):
     assert re.split(r"\s\s+", head)[1:] == list(HEAD.values())[1:]
     assert "64 latents for model.layers.0: 4 steps of 128 tokens, from a text of " in noted
     assert noted.index("written: ") < noted.index("judging"), "nothing is lost if judging is interrupted"
-    assert "all but [0]: 256 of 256 tokens" in noted and "test part" in noted
-    again = [json.loads(x) for x in told(capsys, "judge", str(out), "--test", "4", "--json").out.splitlines()]
+    assert "all but [0]: 64 of 64 tokens" in noted and "test part" in noted
+    again = [json.loads(x) for x in told(capsys, "judge", str(out), "--test", "2", "--json").out.splitlines()]
     assert [row["name"] for row in again] == ["dictionary", "random", "pca", "dense"]
     assert columns(again)[1][:3] == [re.split(r"\s\s+", line) for line in table[:3]]
     assert again[0]["data"] == "stdlib" and again[0]["reads"] == ["model.layers.0"]
@@ -78,7 +78,7 @@ def test_train_writes_judges_and_leaves_nothing_half_done(capsys, run):
 
 def test_a_transcoder_is_judged_where_it_writes(capsys, tmp_path):
     sites = ["--site", "layers.0.mlp:in", "--to", "layers.0.mlp", "--skip"]
-    run = ["train", "features/batch_top_k", "8", *sites, "-o", str(tmp_path / "t"), *QUICK, "--json"]
+    run = ["train", "features/top_k", "8", *sites, "-o", str(tmp_path / "t"), *QUICK, "--json"]
     rows = [json.loads(line) for line in told(capsys, *run).out.splitlines()]
     assert [row["step"] for row in rows[:4]] == [1, 2, 3, 4] and len(rows) == 8
     assert rows[4]["reads"] == ["model.layers.0.mlp:in"] and rows[4]["writes"] == ["model.layers.0.mlp"]
@@ -130,7 +130,7 @@ def test_dense_is_what_the_model_says_alone():
 
 FITS = [
     ({"reads": (), "writes": ()}, "names no sites"),
-    ({"reads": ("layers.9",)}, "no module 'layers.9'; near: model.layers.0"),
+    ({"reads": ("layers.9",)}, "no module 'layers.9'; near: model.layers.1"),
     ({"reads": ("layers.1.mlp.down_proj:in",)}, r"down_proj:in: 48 numbers a token, the dictionary reads 32"),
     (
         {"writes": ("layers.1.mlp.up_proj",)},
@@ -150,7 +150,7 @@ def test_nan_is_named_with_its_batch_and_site():
     model.model.embed_tokens.weight.data[7] = torch.nan
     ids = torch.full((4, 8), 5)
     ids[2, 3] = 7
-    with pytest.raises(ValueError, match=r"site model.layers.0: NaN or infinite at \[window, token\] \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"site model.layers.0: NaN or infinite at \[window, token\] \[2, 0\]"):
         activations(model, [Tap("model.layers.0")], ids)
     source = Live(model, [Tap("model.layers.0")], ids, batch=8, pool=2)
     with pytest.raises(ValueError, match=r"batches \d to \d: site model.layers.0: NaN"):
@@ -172,7 +172,7 @@ BAD = [
     (train("--site", "layers.77"), "the model has no module 'layers.77'; near: model.layers.7"),
     (train("--site", "layers.4", "--latents", "4"), "budget '8' of 4 latents: keep at most 4"),
     (train("--site", "layers.4", "--data", "HERE/short.txt"), "ask for windows of at most"),
-    (train("--site", "layers.4", "--test", "100000"), "ask for at most"),
+    (train("--site", "layers.4", "--data", "HERE/long.txt", "--test", "1000", "--length", "64"), "ask for at most"),
     (["judge", "HERE/none"], "no such directory"),
     (["judge", "HERE/empty"], "holds no dictionary; one is known by its files: fewer: dictionary.json"),
     (["judge", "HERE/cut"], "dictionary.safetensors cannot be read"),
@@ -199,6 +199,7 @@ def test_bad_input_is_a_sentence_before_any_work(capsys, tmp_path, learnt, monke
     for place in ("fewer.train.learn", "fewer.dictionaries.judge.judge", "fewer.dictionaries.explore.indexed"):
         monkeypatch.setattr(place, work)
     (tmp_path / "short.txt").write_text("x = 1\n" * 8)
+    (tmp_path / "long.txt").write_text("x = 1\n" * 9000)
     (tmp_path / "empty").mkdir()
     for name in ("cut", "changed"):
         copied = save(load(learnt), tmp_path / name) / "dictionary.safetensors"
@@ -213,14 +214,7 @@ def test_bad_input_is_a_sentence_before_any_work(capsys, tmp_path, learnt, monke
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out")]
 
 
-def test_a_site_can_be_named_for_a_dictionary_that_names_none(capsys, tmp_path, learnt):
-    save(replace(load(learnt), reads=(), writes=(), about={}), tmp_path / "nameless")
-    run = ["judge", str(tmp_path / "nameless"), "--model", "bundled", "--site", "layers.0", "--test", "4"]
-    named = told(capsys, *run, "--length", "64").out
-    assert named == told(capsys, "judge", str(learnt), "--test", "4").out
-
-
-def test_dictionaries_of_others_are_judged_alike(capsys, tmp_path, learnt):
-    save(load(learnt), tmp_path / "theirs", format="saelens")
-    theirs = told(capsys, "judge", str(tmp_path / "theirs"), "--test", "4").out
-    assert theirs == told(capsys, "judge", str(learnt), "--test", "4").out
+def test_a_site_can_be_named_for_a_dictionary_that_names_none(capsys, tmp_path, run):
+    save(replace(load(run[0]), reads=(), writes=(), about={}), tmp_path / "nameless", format="saelens")
+    site = ["--model", "bundled", "--site", "layers.0", "--test", "2", "--length", "32"]
+    assert told(capsys, "judge", str(tmp_path / "nameless"), *site).out == run[1], "of others too, and no other number"
