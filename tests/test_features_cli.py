@@ -104,7 +104,7 @@ def test_what_cannot_be_put_in_is_explained_and_the_rest_is_said():
     late = "model.layers.0 is written before model.layers.1 is heard"
     assert all("delta_ce" not in row and row["missing"] == late for row in rows) and rows[0]["l0"] == 3
     head, _ = columns(rows)
-    assert head == ["", "L0", "explained", "dead", "dense"]
+    assert head == ["", "L0", "explained", "dead latents", "dense latents"]
     assert f"no CE and no KL: {late}, so it cannot be put into one run of the model" in meaning(
         rows, cross, "x", (3, 8)
     )

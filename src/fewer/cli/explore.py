@@ -8,14 +8,15 @@ import typer
 
 from ._bar import Bar
 from ._print import Json, lines, note
-from ._text import Data, Length, tokenizer_for
+from ._text import Data, Length
+from .judge import DICTIONARY, model_for
 
 INDEX = "Where the index of features is kept: OUT with the ending .index by default. One that is there already is used."
 
 
 def explore(
     ctx: typer.Context,
-    dictionary: Annotated[Path, typer.Argument(help="The directory of a dictionary.")],
+    dictionary: Annotated[str, typer.Argument(help=DICTIONARY)],
     model: Annotated[
         str | None,
         typer.Option(help="'bundled', a directory, or a name on the hub; what the dictionary says by default."),
@@ -51,16 +52,9 @@ def explore(
     _check(out, force, [p for p in (neuronpedia, delphi) if p])
     from fewer.dictionaries import load
     from fewer.dictionaries.explore import indexed
-    from fewer.dictionaries.fit import fit
-    from fewer.models import open_model
 
     learnt = load(dictionary)
-    name = model or learnt.about.get("model")
-    if not isinstance(name, str):
-        raise ValueError(f"{dictionary} does not say which model it was learnt on: write --model")
-    tokenizer = tokenizer_for(name, "features are looked at on text")
-    opened, _ = open_model(name, device)
-    fit(learnt, opened)
+    name, opened, tokenizer = model_for(dictionary, [learnt], model, device, "features are looked at on text")
     windows = _windows(data, tokenizer, length, max(1, tokens // length), seed)
     with Bar(json) as bar:
         found = indexed(learnt.to(device), opened, windows, index, tokenizer.all_special_ids, bar("reading"))

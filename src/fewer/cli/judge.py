@@ -29,8 +29,8 @@ HEAD = {  # a column and what stands above it
     "recovered_zero": "(zeros)",
     "delta_ce": "delta CE",
     "kl": "KL",
-    "dead": "dead",
-    "dense": "dense",
+    "dead": "dead latents",
+    "dense": "dense latents",
 }
 SHARES = ("dead", "dense")
 
@@ -55,24 +55,33 @@ def judge(
     from dataclasses import replace
 
     from fewer.dictionaries import load_all
-    from fewer.dictionaries.fit import fit
-    from fewer.models import open_model
 
     several = load_all(dictionary)
     if site:
         several = [replace(d, reads=tuple(site), writes=tuple(to or site)) for d in several]
     about = several[0].about
-    name = model or about.get("model")
-    if not isinstance(name, str):
-        raise ValueError(f"{dictionary} does not say which model it was learnt on: write --model")
     source, width = data or str(about.get("data") or "stdlib"), length or _number(about.get("length")) or 256
-    tokenizer = tokenizer_for(name, "dictionaries are judged on text")
-    opened, _ = open_model(name, device)
-    for d in several:
-        fit(d, opened)
+    _, opened, tokenizer = model_for(dictionary, several, model, device, "dictionaries are judged on text")
     text = unseen(source, tokenizer, width, test)
     for d in several:
         judged(d, opened, tokenizer, text, source, json)
+
+
+def model_for(
+    place: object, several: Sequence["Dictionary"], model: str | None, device: str, why: str
+) -> tuple[str, Any, Any]:
+    """The model of dictionaries: its name, itself, its tokenizer. ValueError: nobody names it, or they do not fit it."""
+    from fewer.dictionaries.fit import fit
+    from fewer.models import open_model
+
+    name = model or several[0].about.get("model")
+    if not isinstance(name, str):
+        raise ValueError(f"{place} does not say which model it was learnt on: write --model")
+    tokenizer = tokenizer_for(name, why)
+    opened, _ = open_model(name, device)
+    for d in several:
+        fit(d, opened)
+    return name, opened, tokenizer
 
 
 def _number(x: object) -> int:
@@ -129,7 +138,7 @@ def meaning(rows: Sequence[Mapping[str, Any]], d: "Dictionary", data: str, shape
     said = [
         f"{of}, on {shape[0]} windows of {shape[1]} tokens that `fewer train` does not read ({data}, test part); 95 % intervals over windows",
         f"tokens: {here['mask']}; at the others nothing is replaced or counted, but what is predicted there counts in CE and KL",
-        "explained: 1 - sum |y - y_hat|^2 / sum |y - mean|^2; dead: latents that never spoke here; dense: in over 10 % of the tokens",
+        "explained: 1 - sum |y - y_hat|^2 / sum |y - mean|^2; dead: never spoke here; dense latents: in over 10 % of the tokens",
         f"random: {d.latents} random directions, the {here['l0']:.0f} that agree most speak; pca: the {here['l0']:.0f} main components"
         + ("" if d.is_autoencoder else " of the best linear map"),
     ]

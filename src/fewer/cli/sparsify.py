@@ -55,11 +55,8 @@ def sparsify(
         place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
         with Bar(json or crew.rank > 0) as bar:
             told = bar("sparsify")
-
-            def heard(label: str, done: int, total: int) -> None:
-                told(done, total, label)
-
-            applied = do(place, todo, tokens, out, force, format, heard, _of_mine(device))
+            progress = lambda what, done, total: told(done, total, what)  # noqa: E731
+            applied = do(place, todo, tokens, out, force, format, progress, _of_mine(device))
     if crew.rank > 0:
         return
     if json:
