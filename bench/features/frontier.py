@@ -1,0 +1,109 @@
+"""Cross entropy recovered against L0: many selections at many budgets on one stream of activations, and what papers claim of it.
+
+`python -m bench.features.frontier --device cuda` learns and judges them all (in parts: `--part 0/4`, ...) into
+results/frontier-*.json; `python -m bench.features.frontier --table` writes docs/dictionaries.md and its figure from these.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import time
+from dataclasses import replace
+
+import torch
+
+HERE = pathlib.Path(__file__).parent
+KS = (4, 8, 16, 32, 64)
+METHODS = (
+    *("top_k", "batch_top_k", "abs_top_k", "feature_choice", "mutual_choice", "matryoshka"),
+    *("relu_l1", "gated", "jump_relu", "prox", "top_afa", "matching_pursuit"),
+)
+SITE, BATCH, LENGTH, TEST = "layers.4", 2048, 256, 64
+
+
+def jobs() -> list[tuple[str, int]]:
+    """Each method at each budget, the slow ones spread; HierarchicalTopK once, for all budgets."""
+    return [*((name, k) for k in KS for name in METHODS), ("hierarchical_top_k", max(KS))]
+
+
+def text(tokens: int):
+    from fewer.data import corpus, every_window
+    from fewer.models import locate, tokenizer_of
+    from fewer.train.dictionaries import HELD
+
+    tokenizer = tokenizer_of(locate("bundled"))
+    seen = [*corpus("stdlib", "calibration"), *corpus("stdlib", "validation")]
+    ids = every_window(seen, tokenizer, LENGTH, -(-(tokens + HELD * BATCH) // LENGTH), 0)
+    test = every_window(corpus("stdlib", "test"), tokenizer, LENGTH, TEST, 0)
+    return ids, test, frozenset(tokenizer.all_special_ids)
+
+
+def read(model, ids, leave, device):
+    """What the site says at every token that is not left alone."""
+    from fewer.models import find_taps
+    from fewer.models.tap import activations
+
+    taps = find_taps(model, [SITE])
+    real = ~torch.isin(ids, torch.tensor(sorted(leave)))
+    with torch.no_grad():
+        parts = [activations(model, taps, some)[keep].float() for some, keep in zip(ids.split(32), real.split(32))]
+    return torch.cat(parts).to(device)
+
+
+def measure(part: int, parts: int, tokens: int, device: str, latents: int) -> dict:
+    from fewer.core import budget, find
+    from fewer.dictionaries.judge import judge
+    from fewer.models import open_model
+    from fewer.train import Lesson, Pupil, Rows, learn
+
+    model, _ = open_model("bundled", device)
+    ids, test, leave = text(tokens)
+    rows = read(model, ids, leave, device)
+    mine = jobs()[part::parts]
+    pupils = [Pupil(find(f"features/{name}")(), budget(str(k)), latents) for name, k in mine]
+    began = time.monotonic()
+    lesson = Lesson(max(1, tokens // BATCH))
+    several = learn(pupils, Rows(rows, BATCH), lesson, {SITE: rows.shape[1]}, told=_told(lesson.steps, began))
+    spent, found = time.monotonic() - began, []
+    for (name, k), d in zip(mine, several, strict=True):
+        for level in KS if name == "hierarchical_top_k" else (k,):
+            served = replace(d, budget=budget(str(level)))
+            for row in judge(served, model, test, leave, batch=16, controls=name == "top_k"):
+                if row["name"] == "dictionary" or name == "top_k":
+                    found.append({"method": name if row["name"] == "dictionary" else row["name"], "k": level} | row)
+        print(name, k, f"{time.monotonic() - began:.0f} s", flush=True)
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+    about = {"device": where, "torch": torch.__version__, "python": platform.python_version(), "tokens": len(rows)}
+    return {"about": about | {"latents": latents, "steps": lesson.steps, "learning_s": round(spent)}, "rows": found}
+
+
+def _told(steps: int, began: float):
+    def told(row):
+        if row["step"] in (10, 100) or row["step"] % 250 == 0:
+            print(f"[{row['step']}/{steps}] {time.monotonic() - began:.0f} s", flush=True)
+
+    return told
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--part", default="0/1")
+    ask.add_argument("--tokens", type=int, default=2_000_000)
+    ask.add_argument("--latents", type=int, default=4096)
+    ask.add_argument("--device", default="cpu")
+    ask.add_argument("--out", type=pathlib.Path, default=HERE / "results")
+    ask.add_argument("--table", action="store_true", help="write the page from what was measured")
+    a = ask.parse_args()
+    if a.table:
+        from bench.features._page import page
+
+        page([json.loads(file.read_text()) for file in sorted(a.out.glob("frontier-*.json"))])
+        return
+    part, parts = map(int, a.part.split("/"))
+    found = measure(part, parts, a.tokens, a.device, a.latents)
+    (a.out / f"frontier-{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
