@@ -22,3 +22,5 @@ from .source import Live as Live
 from .source import Rows as Rows
 from .source import Source as Source
 from .source import activations as activations
+from .stored import Stored as Stored
+from .storing import store as store
