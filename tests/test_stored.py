@@ -248,6 +248,12 @@ def test_a_store_that_is_not_whole_is_refused_before_work(heard, plain, tmp_path
         Stored(place, 10, run=4)
 
 
+def test_parts_of_a_store_are_its_batches(plain):
+    whole, parts = Stored(plain, 10, run=4), [Stored(plain, 10, run=4).share(rank, 2) for rank in (0, 1)]
+    for one, *two in zip(some(whole, 9), *(some(part, 9) for part in parts), strict=True):
+        assert torch.equal(one, torch.cat(two))
+
+
 def test_too_few_rows_are_refused(plain):
     with pytest.raises(ValueError, match="do not fill one batch of 1000"):
         Stored(plain, 1000)

@@ -4,6 +4,8 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
+from .by_latents import ByLatents as ByLatents
+from .by_rows import ByRows as ByRows
 from .dictionaries import learn as learn
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Stored(Source):
     seed: int = 0
     run: int = 64
     pool: int = 1 << 15
+    part: tuple[int, int] = (0, 1)  # which of how many parts of each batch is read
+    device: str = "cpu"  # where batches are brought, and so where is learnt from them
 
     def __post_init__(self) -> None:
         check(Path(self.place), self.manifest)
@@ -77,10 +79,15 @@ class Stored(Source):
     def _ends(self) -> np.ndarray:
         return np.cumsum([len(shard) for shard in self._shards])
 
+    def share(self, rank: int, size: int) -> "Stored":
+        return replace(self, part=(rank, size))
+
     def since(self, number: int) -> Iterator[Tensor]:
+        rank, size = self.part
         for places in self.order.since(number):
-            for rows in self.rows(places).split(self.batch):
-                yield rows.float()
+            mine = np.array_split(places.reshape(-1, self.batch), size, axis=1)[rank]
+            for rows in self.rows(mine.reshape(-1)).split(mine.shape[1]):
+                yield rows.to(self.device).float()
 
     def rows(self, places: Int64[np.ndarray, " n"]) -> Float[Tensor, "n dim"]:
         """The rows at some places, in the store's dtype; read in the order in which they lie on the disk."""
