@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from fewer.dictionaries import load, load_all, save
 from fewer.features.abs_top_k import AbsTopK
-from fewer.features.batch_top_k import BatchTopK
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.matryoshka import Matryoshka
 from fewer.features.relu_l1 import ReluL1
@@ -190,7 +189,9 @@ def test_dictionary_learning(kind, tmp_path):
     assert d.reads == ("gpt_neox.layers.3",) and d.about["model"] == "EleutherAI/pythia-70m"
 
 
-@pytest.mark.parametrize("sizes, becomes", [([5, 5, 10], Matryoshka(levels=3)), ([5, 15], BatchTopK())])
+@pytest.mark.parametrize(
+    "sizes, becomes", [([5, 5, 10], Matryoshka((0.25, 0.5, 1.0))), ([3, 17], Matryoshka((0.15, 1.0)))]
+)
 def test_dictionary_learning_matryoshka_and_its_threshold_before_it_is_known(sizes, becomes, tmp_path):
     state = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(-1.0), "group_sizes": torch.tensor(sizes)}
     d = load(learning(tmp_path / "ae", "MatryoshkaBatchTopKSAE", state, k=K))

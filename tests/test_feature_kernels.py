@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 import fewer.kernels as kernels
 from fewer.core import budget
-from fewer.features import missed, coded, spoken
+from fewer.features import coded, missed, spoken
 from fewer.features._dictionary import Dictionary
 from fewer.features.abs_top_k import AbsTopK
 from fewer.features.top_k import TopK
@@ -116,7 +116,8 @@ def test_all_prefixes_and_their_gradients_are_those_of_one_decode_for_each(backe
     value, atoms, y = (t.requires_grad_() for t in (normal(2, 3), normal(6, 10, seed=1), normal(2, 10, seed=2)))
     weight = torch.tensor([0.5, 0.3, 0.2], device=DEVICE)
     with kernels.using(backend):
-        loss = missed(Codes(index, value, 6), atoms, y, weight)
+        parts = [(w.item(), Codes(index[:, j : j + 1], value[:, j : j + 1], 6)) for j, w in enumerate(weight)]
+        loss, left = missed(Codes(index, value, 6), parts, atoms, y, y.new_zeros(10))
         loss.backward()
     found = [t.grad.clone() for t in (value, atoms, y)]
     v, a, target = (t.detach().double().requires_grad_() for t in (value, atoms, y))
@@ -126,6 +127,7 @@ def test_all_prefixes_and_their_gradients_are_those_of_one_decode_for_each(backe
     )
     truth.backward()
     assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+    assert torch.allclose(left.double(), target - torch.einsum("rk,rkd->rd", v, a[index]), atol=1e-5)
     for got, want in zip(found, (v.grad, a.grad, target.grad), strict=True):
         assert torch.allclose(got.double(), want, atol=1e-6)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fewer.core import budget
+from fewer.core import budget, find
 from fewer.features.batch_top_k import BatchTopK
+from fewer.features.matching_pursuit import MatchingPursuit
 from fewer.features.top_k import TopK
 from fewer.train import Lesson, Pupil, Rows, learn
 
@@ -83,8 +84,9 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_to_the_bit(tmp_path):
-    pupils, x = [Pupil(BatchTopK(), budget("4"), 60)], data(8)
+@pytest.mark.parametrize("name", ["batch_top_k", "mutual_choice", "matryoshka", "gated", "matching_pursuit"])
+def test_a_killed_run_goes_on_to_the_bit(name, tmp_path):
+    pupils, x = [Pupil(find(f"features/{name}")(), budget("4"), 60)], data(8)
     lesson = Lesson(12, rate=1e-2, dead_after=60, save_after=0.0)
     (whole,) = learn(pupils, Rows(x, 50), lesson, out=tmp_path / "whole")
 
@@ -98,7 +100,8 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
     (halves,) = learn(pupils, Rows(x, 50), lesson, out=tmp_path / "two", told=told.append)
     assert told[0]["step"] == 8
     assert all(torch.equal(t, halves.tensors()[name]) for name, t in whole.tensors().items())
-    assert torch.equal(whole.own["threshold"], halves.own["threshold"]) and whole.about["dead"] == halves.about["dead"]
+    assert all(torch.equal(t, halves.own[key]) for key, t in whole.own.items())
+    assert whole.about["dead"] == halves.about["dead"]
 
 
 def test_the_dead_are_counted_in_tokens():
@@ -120,6 +123,10 @@ def test_the_dead_are_counted_in_tokens():
         (
             lambda: learn([Pupil(TopK(), budget("4"), 20)], Rows(data(8), 50), TEN, {"a": 4, "b": 5}),
             "batches have 8, which they must share out",
+        ),
+        (
+            lambda: learn([Pupil(MatchingPursuit(), budget("4"), 20)], Rows(data(8), 50), Lesson(10, skip=True)),
+            "features/matching_pursuit compares what is read",
         ),
         (lambda: learn([Pupil(TopK(), budget("4"), 20)], Rows(data(8) * torch.nan, 50), TEN), "NaN or infinite"),
         (

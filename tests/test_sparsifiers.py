@@ -1,22 +1,25 @@
 """Sparsifiers: what each counts, against brute force; gradients, against dense autograd; and what each learns, against a planted truth."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fewer import kernels
 from fewer.core import budget, find, methods
-from fewer.features import Codes
+from fewer.features import ByPenalty, Sparsifier
+from fewer.features.abs_top_k import AbsTopK
 from fewer.features.batch_top_k import BatchTopK
 from fewer.features.feature_choice import FeatureChoice
-from fewer.features.gated import Gated
 from fewer.features.hierarchical_top_k import HierarchicalTopK
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.matryoshka import Matryoshka
+from fewer.features.mutual_choice import MutualChoice
 from fewer.features.top_k import TopK
 from fewer.select import step
 from fewer.train import Lesson, Pupil, Rows, learn
@@ -39,7 +42,7 @@ z = (torch.rand(20000, 64, generator=make) < 4 / 64) * (1 + torch.rand(20000, 64
 rows = z @ true + 0.5 + 0.02 * torch.randn(20000, 32, generator=make)
 x = rows[-4000:]
 for name in sys.argv[1:]:
-    (d,) = learn([Pupil(find(name)(), budget("4"), 128)], Rows(rows[:-4000], 256), Lesson(700))
+    (d,) = learn([Pupil(find(name)(), budget("4"), 128)], Rows(rows[:-4000], 256), Lesson(500))
     codes = d.encode(x)
     cosine = (true @ F.normalize(d.decoder, dim=1).T).abs().amax(1)
     missed = (d.decode(codes, x) - x).square().sum() / (x - x.mean(0)).square().sum()
@@ -60,11 +63,9 @@ def learnt():
 def test_planted_directions_are_found_and_the_budget_is_met_on_new_data(learnt, name):
     l0, found, missed = learnt[name]
     kind = find(name)
-    if kind.settle is not kind.__mro__[1].settle:  # thresholds fitted on held-out data
-        assert l0 == pytest.approx(4, rel=0.06)
-    else:
-        assert l0 == pytest.approx(4, rel=0.15 if kind.aims else 1e-6)
-    assert found > 0.9 and missed < 0.75
+    fitted = kind.settle is not Sparsifier.settle  # on held-out data
+    assert l0 == pytest.approx(4, rel=0.06 if fitted else 0.1 if issubclass(kind, ByPenalty) else 0.05)
+    assert found > (0.8 if name == "features/matryoshka" else 0.9) and missed < 0.85  # nothing here is nested
 
 
 @pytest.mark.parametrize("steps", [20, 50])
@@ -108,29 +109,25 @@ def test_jump_relus_threshold_learns_as_the_expected_count_changes():
     assert own["threshold"].grad.item() == pytest.approx(theta.item() * truth, rel=0.02)
 
 
-def test_hierarchical_views_are_the_loudest_of_each_number():
-    pre = torch.rand(9, 30, generator=torch.Generator().manual_seed(0))
-    index = pre.topk(5).indices.sort(1).values
-    views = list(HierarchicalTopK().views(Codes(index, pre.gather(1, index), 30)))
-    assert len(views) == 5 and sum(weight for weight, _ in views) == pytest.approx(1)
-    for j, (_, part) in enumerate(views, 1):
-        assert torch.equal(part.dense(), TopK().code(pre, budget(str(j))))
-
-
-def test_gated_is_its_formula():
-    m, own = Gated(), {"scale": torch.tensor([0.3, -0.2]), "shift": torch.tensor([0.1, -5.0])}
-    pre = torch.tensor([[1.0, 2.0], [-1.0, 3.0]])
-    truth = [[2.718281828**0.3 + 0.1, 0.0], [0.0, 0.0]]
-    assert torch.allclose(m.code(pre, budget("1"), own), torch.tensor(truth), atol=1e-5)
-
-
 def test_matryoshka_without_a_level_is_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        Matryoshka(levels=0)
+    for widths in ((), (0.5, 1.5)):
+        with pytest.raises(ValueError, match="above 0"):
+            Matryoshka(widths)
 
 
 @pytest.mark.parametrize(
-    "sparsifier", [TopK(), BatchTopK(), HierarchicalTopK(), Matryoshka(), FeatureChoice()], ids=lambda m: m.name
+    "sparsifier",
+    [
+        TopK(),
+        AbsTopK(),
+        BatchTopK(),
+        HierarchicalTopK(),
+        HierarchicalTopK((0.5, 1.0)),
+        Matryoshka(),
+        FeatureChoice(),
+        MutualChoice(),
+    ],
+    ids=lambda m: repr(m),
 )
 @pytest.mark.parametrize("k", ["2", "40"])  # 40: more than there are positive ones
 def test_sparse_gradients_are_those_of_dense_autograd(sparsifier, k):
@@ -158,8 +155,9 @@ def test_sparse_gradients_are_those_of_dense_autograd(sparsifier, k):
         error = rows - part @ t["decoder"] - t["decoder_bias"]
         total = total + weight * error.square().mean()
     silent = torch.where(torch.arange(64) % 2 == 0, 1050.0, 50.0).masked_fill((z != 0).any(0), 0)
-    aux = pre.masked_fill(~(silent > 100), -torch.inf)
-    count = min(4, int((silent > 100).sum()))
+    idle = sparsifier.idle(silent, 0.01 * (z != 0).float().mean(0), 100)
+    aux = pre.masked_fill(~idle, -torch.inf)
+    count = min(4, int(idle.sum()))
     if count:
         at = aux.topk(count).indices
         dead = torch.zeros_like(pre).scatter(1, at, pre.gather(1, at))
@@ -177,9 +175,37 @@ def test_sparse_gradients_are_those_of_dense_autograd(sparsifier, k):
 def _views(sparsifier, z, full, k):
     """Each view as a dense matrix, written down anew."""
     if isinstance(sparsifier, HierarchicalTopK):
-        loud = z.argsort(1, descending=True)
-        rank = loud.argsort(1)
-        return [(1 / k, torch.where(rank < j, z, 0.0)) for j in range(1, k + 1)]
+        rank = z.argsort(1, descending=True).argsort(1)
+        levels = [math.ceil(k * share) for share in sparsifier.levels] or range(1, k + 1)
+        return [(1 / len(levels), torch.where(rank < j, z, 0.0)) for j in levels]
     if isinstance(sparsifier, Matryoshka):
-        return [(1 / 5, torch.where(full < width, z, 0.0)) for width in (4, 8, 16, 32, 64)]
+        return [(1 / 5, torch.where(full < width, z, 0.0)) for width in (2, 6, 14, 30, 64)]
     return [(1.0, z)]
+
+
+@pytest.mark.parametrize("name", ["top_k", "batch_top_k", "jump_relu", "gated", "relu_l1", "adaptive_k", "top_afa"])
+def test_what_teaches_the_dead_reaches_their_encoder_and_no_one_elses(name):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    lesson = Lesson(aux=1.0, dead_after=100, aux_latents=4)
+    one = One(Pupil(find(f"features/{name}")(), budget("5"), 64).at([""]), Known.of(x, {"": 8}), lesson, 50)
+    one.tensors["silent"][:20] = 1000.0
+    one.of_the_dead(x, x).backward()
+    for tensor in ("encoder", "encoder_bias", "decoder"):
+        moved = one.tensors[tensor].grad.abs().reshape(64, -1).sum(1) > 0
+        assert moved.any() and not moved[20:].any(), tensor
+
+
+def test_one_dictionary_serves_every_k():
+    (d,) = learn([Pupil(HierarchicalTopK(), budget("4"), 64)], Rows(planted(), 256), Lesson(200))
+    x, errors = planted()[:2000], []
+    for k in (1, 2, 4):
+        codes = replace(d, budget=budget(str(k))).encode(x)
+        assert ((codes.value != 0).sum(1) <= k).all()
+        errors.append((d.decode(codes) - x).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def planted():
+    make = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(48, 24, generator=make), dim=1)
+    return ((torch.rand(8192, 48, generator=make) < 4 / 48) * (1 + torch.rand(8192, 48, generator=make))) @ atoms

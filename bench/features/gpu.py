@@ -166,11 +166,11 @@ def steps(dim: int, latents: int, k: int, batch: int) -> dict:
 
 def nested(dim: int, latents: int, k: int, batch: int) -> dict:
     """Loss of all prefixes, and the gradients of values, atoms and target."""
-    from fewer.features._sparse import missed
+    from fewer.features import missed
 
     make = torch.Generator(DEVICE).manual_seed(3)
     index = torch.randint(latents, (batch, k), generator=make, device=DEVICE)
-    found, weight = {}, torch.full((k,), 1 / k, device=DEVICE)
+    found, weight, zero = {}, torch.full((k,), 1 / k, device=DEVICE), torch.zeros(dim, device=DEVICE)
     for dtype in (SMALL, torch.float32):
         value = normal(batch, k, seed=4, dtype=torch.float32).requires_grad_()
         atoms = (normal(latents, dim, seed=6, dtype=torch.float32) / dim**0.5).to(dtype).requires_grad_()
@@ -178,7 +178,8 @@ def nested(dim: int, latents: int, k: int, batch: int) -> dict:
 
         def both(value=value, atoms=atoms, y=y):
             value.grad = atoms.grad = None
-            missed(Codes(index, value, latents), atoms, y, weight).backward()
+            parts = [(1 / k, Codes(index[:, j : j + 1], value[:, j : j + 1], latents)) for j in range(k)]
+            missed(Codes(index, value, latents), parts, atoms, y, zero.to(y.dtype))[0].backward()
 
         def there(value=value, atoms=atoms, y=y):
             with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import Any
 
 from .method import Method, find
 
-_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>[^()]*)\))?")
+_CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>.*)\))?")
+_COMMA = re.compile(r",(?![^(]*\))")  # not within the brackets of a tuple
 
 
 def spell(m: Method, axis: str = "") -> str:
@@ -29,7 +30,7 @@ def method_of(text: str, axis: str = "") -> Method:
     cls = find(name)
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for field in filter(None, (part.strip() for part in (call["fields"] or "").split(","))):
+    for field in filter(None, (part.strip() for part in _COMMA.split(call["fields"] or ""))):
         key, equals, value = (part.strip() for part in field.partition("="))
         if not equals or key not in defaults:
             known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
@@ -45,6 +46,6 @@ def _literal(name: str, key: str, text: str, default: Any) -> Any:
         value = text
     if isinstance(default, float) and type(value) is int:
         value = float(value)
-    if isinstance(default, bool | int | float | str) and type(value) is not type(default):
+    if isinstance(default, bool | int | float | str | tuple) and type(value) is not type(default):
         raise ValueError(f"{name}: {key}={text} must be of type {type(default).__name__}; the default is {default!r}")
     return value

@@ -1,8 +1,8 @@
 """dictionary_learning's directories, both ways: `ae.pt`, a state dict, and `config.json` with the trainer's settings."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ SHAPES = {
 def read(folder: Path) -> Dictionary:
     """`ae.pt` is read as tensors and nothing else. As in their own loader, `AutoEncoder` gets rows of length one.
 
-    Their threshold of -1, before it is known, lets all that is positive pass. Nested widths that are no halves make a BatchTopK,
-    which codes the same.
+    Their threshold of -1, before it is known, lets all that is positive pass.
     """
     file = folder / NOTE
     trainer = note_of(file).get("trainer")
@@ -54,8 +53,8 @@ def read(folder: Path) -> Dictionary:
     if "topk" in trainer["dict_class"].lower():
         d = replace(d, budget=kept(whole_number(file, trainer, "k", d.latents)))
     sizes = _sizes(folder / STATE, state["group_sizes"], d.latents) if "group_sizes" in state else []
-    if sizes and sizes == _halves(d.latents, len(sizes)):
-        d = replace(d, sparsifier=Matryoshka(len(sizes)))
+    if sizes:
+        d = replace(d, sparsifier=Matryoshka(tuple(end / d.latents for end in itertools.accumulate(sizes))))
     model = trainer.get("lm_name")
     site = _site(trainer, model)
     sites = (site,) if site else ()
@@ -114,11 +113,6 @@ def _sizes(file: Path, sizes: Tensor, latents: int) -> list[int]:
     if sizes.ndim != 1 or sizes.is_floating_point() or int(sizes.sum()) != latents or int(sizes.min()) < 1:
         raise ValueError(f"{file}: 'group_sizes' must be whole numbers that add up to {latents}")
     return sizes.tolist()
-
-
-def _halves(latents: int, levels: int) -> list[int]:
-    """By how much our nested widths grow: of 20 latents at 3 levels, 5, 10 and 20."""
-    return [b - a for a, b in pairwise([0, *(latents >> level for level in reversed(range(levels)))])]
 
 
 def _linear(t: Tensors, said: str, bias: Tensor | None = None) -> Dictionary:
@@ -203,9 +197,7 @@ def _as_jump(d: Dictionary) -> tuple[str, Tensors]:
 
 
 def _as_nested(d: Dictionary) -> tuple[str, Tensors]:
-    sizes = torch.tensor(_halves(d.latents, d.sparsifier.levels))  # type: ignore[attr-defined]
-    if sizes.min() < 1:
-        raise ValueError(f"the form {NAME!r} has no empty widths, which {d.sparsifier} means for {d.latents} latents")
+    sizes = torch.tensor([0, *d.sparsifier.ends(d.latents)]).diff()  # type: ignore[attr-defined]
     t = {"W_enc": d.encoder.mT, "W_dec": d.decoder, "b_enc": _centred(d), "b_dec": d.decoder_bias}
     return "MatryoshkaBatchTopKSAE", t | _counted(d) | {"group_sizes": sizes}
 

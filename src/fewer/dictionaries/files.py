@@ -35,7 +35,7 @@ def read(folder: Path) -> Dictionary:
     found = loaded(folder / TENSORS)
     t = fitting(folder / TENSORS, found, SHAPES | {"skip?": "out in"})
     own = {name.removeprefix("own."): x for name, x in found.items() if name.startswith("own.")}
-    _check_own(folder / TENSORS, own, sparsifier, len(t["encoder"]))
+    _check_own(folder / TENSORS, own, sparsifier.begin(len(t["encoder"]), kept))
     matrices = (t[name] for name in SHAPES)
     sites = (tuple(map(str, note[side])) for side in ("reads", "writes"))
     d = Dictionary(sparsifier, kept, *matrices, own, t.get("skip"), *sites, note["about"])
@@ -58,9 +58,9 @@ def write(d: Dictionary, folder: Path) -> None:
 FORM = single(NAME, (NOTE, TENSORS), read, write)
 
 
-def _check_own(file: Path, own: Tensors, sparsifier: Sparsifier, latents: int) -> None:
+def _check_own(file: Path, own: Tensors, begun: Tensors) -> None:
     """What only training needs may be missing, as in dictionaries that others have learnt."""
-    for name, first in sparsifier.begin(latents).items():
+    for name, first in begun.items():
         if name in own and own[name].shape != first.shape:
             raise ValueError(f"{file}: 'own.{name}' is {list(own[name].shape)}, not {list(first.shape)}")
     if bad := [name for name, t in own.items() if not t.isfinite().all()]:

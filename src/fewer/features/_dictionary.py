@@ -59,12 +59,15 @@ class Dictionary:
             index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
             return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
-            parts = [_packed(self.sparsifier.serve(self.pre(rows), self.budget, self.own)) for rows in x.split(ROWS)]
+            parts = [_packed(self.code(rows)) for rows in x.split(ROWS)]
             return _stacked(parts, self.latents)
 
     def code(self, x: Float[Tensor, "batch in"]) -> Pre:
         """All latents' codes, differentiable."""
-        return self.sparsifier.serve(self.pre(x), self.budget, self.own)
+        m, own = self.sparsifier, self.own
+        if m.looks:
+            own = {**own, **m.look(x - self.decoder_bias, self.decoder)}
+        return m.serve(self.pre(x), self.budget, own)
 
     def decode(self, codes: Codes, x: Float[Tensor, "batch in"] | None = None) -> Float[Tensor, "batch out"]:
         """What the codes say; `x` is asked for if there is a skip connection."""

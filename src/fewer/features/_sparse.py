@@ -4,6 +4,7 @@ A matrix that carries a list `owed` (see `train.rows`) is not given its gradient
 what, is put on the list.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,22 +41,41 @@ def narrowed(t: Tensor) -> Tensor:
     return small if small is not None and small.dtype == kind and version == t._version else t.detach().to(kind)
 
 
-def left(
-    codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], bias: Float[Tensor, " out"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, "rows out"]]:
-    """The mean square of what codes and bias leave of `y`, differentiable, and the error itself, which is not."""
-    return _Left.apply(codes.value, atoms, codes.index, y, bias)
-
-
 def missed(
-    codes: Codes, atoms: Float[Tensor, "latents out"], y: Float[Tensor, "rows out"], weight: Float[Tensor, " k"]
-) -> Float[Tensor, ""]:
-    """The sum over j of weight_j |y_r - what the first j slots of row r say|^2, averaged over rows and columns, differentiable.
+    codes: Codes,
+    parts: Sequence[tuple[float, Codes]],
+    atoms: Float[Tensor, "latents out"],
+    y: Float[Tensor, "rows out"],
+    bias: Float[Tensor, " out"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "rows out"]]:
+    """The mean square of what is left of `y` after each part, by the parts' weights, and what bias and codes leave in the end.
 
-    Hierarchical TopK (2505.24473, eq. 7) is all weights alike and each row's slots in order of their values. One pass there
-    and one back, for any number of prefixes (`kernels.prefixes`).
+    Parts add up to the codes and speak one after another, as `Sparsifier.views` has it. The mean is differentiable, what is
+    left is not. Parts that share out the slots cost one look at the atoms there and one back, however many they are.
     """
-    return _Missed.apply(codes.value, atoms, codes.index, y, weight)
+    widths = [part.index.shape[1] for _, part in parts]
+    if len(parts) == 1:
+        return _Left.apply(codes.value, atoms, codes.index, y, bias)
+    if sum(widths) == codes.index.shape[1]:
+        weight = _at_ends(widths, [w for w, _ in parts]).to(y)
+        index, value = (torch.cat([getattr(part, name) for _, part in parts], 1) for name in ("index", "value"))
+        return _Missed.apply(value, atoms, index, y - bias, weight)
+    total, rest = y.new_zeros(()), y - bias
+    for share, part in parts:
+        rest = rest - spoken(part, atoms)
+        total = total + share * rest.square().mean()
+    return total, rest.detach()
+
+
+def _at_ends(widths: list[int], shares: list[float]) -> Tensor:
+    """Each part's weight at its last slot.
+
+    >>> _at_ends([1, 2], [0.25, 0.75])
+    tensor([0.2500, 0.0000, 0.7500])
+    """
+    weight = torch.zeros(sum(widths))
+    weight[torch.tensor(widths).cumsum(0) - 1] = torch.tensor(shares)
+    return weight
 
 
 def _gradient(w: Tensor, owed: list[Use] | None, codes: Codes, y: Tensor) -> Tensor | None:
@@ -135,15 +155,20 @@ class _Left(torch.autograd.Function):
 
 class _Missed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, atoms: Tensor, index: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, atoms: Tensor, index: Tensor, y: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         codes = Codes(index, value, len(atoms))
         each, slope, rest = kernels.prefixes(codes, narrowed(atoms), narrowed(y), weight)
         ctx.save_for_backward(value, atoms, index, slope, rest)
         ctx.owed = getattr(atoms, "owed", None)
-        return (each.to(weight.dtype) @ weight).sum() / max(1, y.numel())
+        error = (rest[:, -1] / weight[-1]).to(y.dtype)
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)
+        return (each.to(weight.dtype) @ weight).sum() / max(1, y.numel()), error
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         value, atoms, index, slope, rest = ctx.saved_tensors
         asked, by = ctx.needs_input_grad, grads[0] / max(1, rest[:, 0].numel())
         uses = Codes(index.reshape(-1, 1), (-2 * by * value).reshape(-1, 1), len(atoms))

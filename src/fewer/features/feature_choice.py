@@ -1,12 +1,11 @@
-"""Feature Choice: each latent chooses its tokens, so none is dead and none is always on."""
+"""Feature choice: each latent chooses its inputs."""
 
-from dataclasses import replace
-
+import torch
 from torch import Tensor
 
 from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, ByKeep, Keep, Own, Pre
-from fewer.select import masked, select
+from fewer.features import NOTHING, ByBatch, Keep, Own, Pre, total
+from fewer.select import select
 
 
 @method(
@@ -17,29 +16,27 @@ from fewer.select import masked, select
         ledger=90,
     )
 )
-class FeatureChoice(ByKeep):
-    """Each latent speaks at the m tokens of the batch where it is largest, m = k * tokens / latents (Section 3.2).
+class FeatureChoice(ByBatch):
+    """Each latent speaks for the inputs where it is largest, for the same number of them; so none is dead.
 
-    Inference uses a threshold for each latent, fitted on held-out data. Differs from the paper: m is the same for all latents;
-    there it follows a Zipf law by rank. Mutual Choice is `features/batch_top_k`.
+    Of a batch's `rows * k` places each latent gets the same number, rounded down; those left over go to the latents whose
+    next best is largest. What comes alone must be above the latent's own threshold, fitted on held-out data.
 
-    >>> FeatureChoice().code(torch.tensor([[3.0, 2.0], [1.0, 4.0]]), budget("1"))  # two tokens, two latents: one token each
-    tensor([[3., 0.],
-            [0., 4.]])
+    Differs from the paper: all latents get the same number, where it also tries numbers that follow Zipf's law.
+
+    >>> FeatureChoice().code(torch.tensor([[3.0, 2.0], [1.0, 4.0], [5.0, 6.0]]), budget("1"))  # 3 places: 1 each, 1 left
+    tensor([[0., 0.],
+            [0., 4.],
+            [5., 6.]])
     """
 
     def keep(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Keep:
-        return select(pre, replace(budget, scope="column", keep=_tokens(pre, budget)))
-
-    def serve(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Pre:
-        return masked(pre, pre > own["threshold"]) if "threshold" in own else self.code(pre, budget)
+        each, left = divmod(total(budget, pre), pre.shape[1])
+        keep = select(pre, Budget(each, scope="column")) if each else torch.zeros_like(pre, dtype=torch.bool)
+        if left and each < len(pre):
+            after = select(pre, Budget(each + 1, scope="column")) & ~keep  # of each latent, the next best
+            keep = keep | (after & select(pre.masked_fill(~after, -float("inf")), budget.with_count(left)))
+        return keep
 
     def settle(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> dict[str, Tensor]:
-        ranked = pre.relu().sort(dim=0, descending=True).values
-        return {"threshold": ranked[min(_tokens(pre, budget), len(pre) - 1)]}
-
-
-def _tokens(pre: Pre, budget: Budget) -> int:
-    """How many tokens each latent chooses."""
-    tokens, latents = pre.shape
-    return max(1, round(budget.of(latents) * tokens / latents))
+        return {"threshold": pre.relu().masked_fill(self.keep(pre, budget, own), 0).amax(0)}

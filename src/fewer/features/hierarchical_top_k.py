@@ -1,11 +1,11 @@
-"""HierarchicalTopK: one dictionary for every k up to its own."""
+"""HierarchicalTopK: one dictionary for every k."""
 
+import math
 from collections.abc import Iterator
 
-import torch
-
 from fewer.core import Paper, method
-from fewer.features import ByScore, Codes
+from fewer.features import ByScore
+from fewer.layout import Codes
 
 
 @method(
@@ -17,20 +17,23 @@ from fewer.features import ByScore, Codes
     )
 )
 class HierarchicalTopK(ByScore):
-    """TopK, whose j loudest latents must explain the input for every j up to k: the mean of their errors (eq. 6).
+    """Keep the k largest of each input, and let the j largest alone explain it too, for every j: the mean of k errors.
 
-    One model serves at any smaller k: `replace(dictionary, budget=budget("8"))`.
+    Serve at any k: `dataclasses.replace(dictionary, budget=budget("8"))`. `levels` are shares of k, if only some of the j are
+    to count; with few of them it is the nested TopK of Zaigrajew et al. 2025 (2502.20578).
 
-    >>> codes = Codes(torch.tensor([[4, 2]]), torch.tensor([[1.0, 3.0]]), 5)
-    >>> [(weight, part.dense().tolist()) for weight, part in HierarchicalTopK().views(codes)]
-    [(0.5, [[0.0, 0.0, 3.0, 0.0, 0.0]]), (0.5, [[0.0, 0.0, 3.0, 0.0, 1.0]])]
+    >>> from fewer.layout import Codes
+    >>> codes = Codes(torch.tensor([[0, 4]]), torch.tensor([[2.0, 3.0]]), 5)
+    >>> [(w, part.index.tolist(), part.value.tolist()) for w, part in HierarchicalTopK().views(codes)]
+    [(0.5, [[4]], [[3.0]]), (0.5, [[0]], [[2.0]])]
     """
 
+    levels: tuple[float, ...] = ()
+
     def views(self, codes: Codes) -> Iterator[tuple[float, Codes]]:
-        order = codes.value.detach().argsort(dim=-1, descending=True, stable=True)
-        index, value = codes.index.gather(-1, order), codes.value.gather(-1, order)
-        k = value.shape[-1]
-        for j in range(1, k + 1):
-            yield 1 / k, Codes(index[..., :j].contiguous(), value[..., :j], codes.size)
-        if not k:
-            yield 1.0, Codes(index, torch.zeros_like(value), codes.size)
+        k = codes.value.shape[1]
+        ends = sorted({min(k, math.ceil(k * share)) for share in self.levels} | {k} if self.levels else range(1, k + 1))
+        order = codes.value.detach().sort(dim=1, descending=True, stable=True).indices
+        index, value = codes.index.gather(1, order), codes.value.gather(1, order)
+        for first, end in zip([0, *ends], ends, strict=False):
+            yield 1 / len(ends), Codes(index[:, first:end], value[:, first:end], codes.size)

@@ -1,13 +1,11 @@
-"""JumpReLU: each latent has a threshold, and says all or nothing."""
+"""JumpReLU: a threshold for each latent, learnt."""
 
 import torch
 from torch import Tensor
 
 from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, Own, Pass, Pre, Scalar, Sparsifier
-from fewer.select import jump, step
-
-from ._pooled import of_batch
+from fewer.features import NOTHING, ByPenalty, Own, Pass, Pre, Scalar, total
+from fewer.select import jump, select, step
 
 
 @method(
@@ -16,36 +14,43 @@ from ._pooled import of_batch
         "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders",
         2024,
         ledger=18,
+        equation="eqs. 3, 9, 11, 12",
     )
 )
-class JumpRelu(Sparsifier):
-    """z = pre where pre > theta, else 0; theta learns by straight-through gradients from what is near it (eq. 11, 12).
+class JumpRelu(ByPenalty):
+    """Who is above its own threshold speaks, in full: z = pre H(pre - theta), cost |z|_0 / k.
 
-    The penalty is `weight` * (L0 / k - 1)^2 with the same gradients, on pre-activations: the form of the paper's appendix
-    that aims at a given L0. `bandwidth` is in units of pre-activations, whose spread is about 1 (the paper's 0.001 is for
-    inputs of length 1, sqrt(dim) times as small). `first` is theta at the start.
+    The thresholds learn from pre-activations within half a `bandwidth` of them, from the error as from the cost; the cost
+    says nothing to the encoder.
 
-    >>> JumpRelu().code(torch.tensor([[3.0, 0.2, -2.0]]), budget("1"), {"threshold": torch.full((3,), 0.5)})
+    Differs from the paper: the penalty's weight is learnt until the mean number of latents is the budget, `price` is where
+    it begins, and in the end all thresholds are moved by as much as meets it on held-out data; thresholds begin where normal
+    pre-activations meet the budget, not at .001, and are learnt themselves, not their logarithms, which Adam hardly moves.
+    Inputs have E|x|^2 = dim, so a bandwidth is sqrt(dim) wider.
+
+    >>> JumpRelu().code(torch.tensor([[3.0, 0.5, -1.0]]), budget("1"), {"threshold": torch.tensor([1.0, 1.0, 1.0])})
     tensor([[3., 0., 0.]])
     """
 
-    aims = True
-    bandwidth: float = 0.1
-    weight: float = 1.0
-    first: float = 0.5
+    bandwidth: float = 0.2
+    price: float = 0.1
 
-    def begin(self, latents: int) -> dict[str, Tensor]:
-        return {"threshold": torch.full((latents,), self.first)}
+    def begin(self, latents: int, budget: Budget) -> dict[str, Tensor]:
+        share = torch.tensor(1 - min(0.5, budget.of(latents) / latents), dtype=torch.float64)
+        return {
+            **super().begin(latents, budget),
+            "threshold": torch.special.ndtri(share).float().expand(latents).clone(),
+        }
 
     def code(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Pre:
-        return jump(pre, own["threshold"].clamp(min=0), self.bandwidth)
+        return jump(pre, own["threshold"].abs(), self.bandwidth)
 
-    def penalty(self, seen: Pass, budget: Budget, own: Own = NOTHING) -> Scalar:
-        l0 = step(seen.pre, own["threshold"].clamp(min=0), self.bandwidth).sum(1).mean()
-        return self.weight * (l0 / budget.of(seen.pre.shape[1]) - 1).square()
+    def cost(self, seen: Pass, budget: Budget, own: Own) -> Scalar:
+        spoke = step(seen.pre, own["threshold"].abs(), self.bandwidth).sum(1).mean()
+        return self.price * spoke / budget.of(seen.pre.shape[1])
 
     def settle(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> dict[str, Tensor]:
-        """All thresholds moved by as much as makes k latents speak on average."""
-        theta = own["threshold"].clamp(min=0)
+        theta = own["threshold"].abs()
         over = pre - theta
-        return {"threshold": (theta + over[~of_batch(over, budget)].amax()).clamp(min=0)}
+        keep = select(over, budget.with_count(total(budget, pre)))
+        return {"threshold": (theta + over.masked_fill(keep, -torch.inf).amax()).clamp(min=0)}

@@ -1,44 +1,40 @@
-"""Matryoshka: the first latents must explain the input by themselves, all of them together better."""
+"""Matryoshka: dictionaries inside a dictionary."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from torch import Tensor
-
-from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, ByKeep, Codes, Keep, Own, Pre
-
-from ._pooled import above, fitted, of_batch
+from fewer.core import Paper, method
+from fewer.features import ByBatch
+from fewer.layout import Codes
 
 
-@method(Paper("2503.17547", "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", 2025))
-class Matryoshka(ByKeep):
-    """BatchTopK, whose codes must explain the input at each of several nested widths: the mean of their errors (eq. 5).
+@method(
+    Paper("2503.17547", "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", 2025, equation="eq. 6")
+)
+class Matryoshka(ByBatch):
+    """BatchTopK whose first latents alone must explain the input too: the mean of the errors of several widths.
 
-    The widths are all latents, half of them, a quarter ..., `levels` in number. So what is general lands in the first latents, and what is
-    special does not swallow it (feature absorption).
+    `widths` are shares of all latents. So the first learn what is general, and are not absorbed by the special that follow.
 
-    >>> m = Matryoshka(levels=2)
-    >>> [(weight, part.dense().tolist()) for weight, part in m.views(Codes(torch.tensor([[0, 3]]), torch.tensor([[1.0, 2.0]]), 4))]
-    [(0.5, [[1.0, 0.0, 0.0, 0.0]]), (0.5, [[1.0, 0.0, 0.0, 2.0]])]
+    Differs from the paper: the mean of the errors, not their sum; the threshold is BatchTopK's here.
+
+    >>> from fewer.layout import Codes
+    >>> codes = Codes(torch.tensor([[0, 3]]), torch.tensor([[2.0, 3.0]]), 4)
+    >>> [(w, part.value.tolist()) for w, part in Matryoshka((0.5, 1.0)).views(codes)]
+    [(0.5, [[2.0, 0.0]]), (0.5, [[0.0, 3.0]])]
     """
 
-    levels: int = 5
+    widths: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels={self.levels}: write at least 1, which is all latents at once")
+        if not self.widths or not all(0 < share <= 1 for share in self.widths):
+            raise ValueError(f"widths={self.widths}: give shares of all latents, above 0 and up to 1")
 
-    def keep(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Keep:
-        return of_batch(pre, budget)
-
-    def serve(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Pre:
-        return above(pre, own) if "threshold" in own else self.code(pre, budget)
-
-    def settle(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> dict[str, Tensor]:
-        return fitted(pre, budget)
+    def ends(self, latents: int) -> list[int]:
+        """Where the dictionaries inside end."""
+        return sorted({max(1, round(latents * share)) for share in self.widths} | {latents})
 
     def views(self, codes: Codes) -> Iterator[tuple[float, Codes]]:
-        for level in reversed(range(self.levels)):
-            inside = codes.index < codes.size >> level
-            yield 1 / self.levels, replace(codes, value=codes.value * inside)
+        ends = self.ends(codes.size)
+        for first, end in zip([0, *ends], ends, strict=False):
+            inside = (codes.index >= first) & (codes.index < end)
+            yield 1 / len(ends), Codes(codes.index, codes.value.masked_fill(~inside, 0), codes.size)

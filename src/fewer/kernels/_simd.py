@@ -5,6 +5,7 @@ Small number types arrive as integers: uint16 is bfloat16, int16 is float16, int
 """
 
 import ctypes
+import os
 import pathlib
 import threading
 
@@ -27,6 +28,9 @@ def _share_threads() -> None:
     """Let numba find the OpenMP that came with torch: of two pools, the idle one would spin on the other's cores."""
     for file in (pathlib.Path(torch.__file__).parent / "lib").glob("libgomp*"):
         ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    told = os.environ.get("OMP_NUM_THREADS", "")  # numba wakes its whole pool for every loop: who has no work spins
+    if told.isdigit() and "NUMBA_NUM_THREADS" not in os.environ:
+        numba.config.NUMBA_NUM_THREADS = min(max(1, int(told)), numba.config.NUMBA_NUM_THREADS)
 
 
 _share_threads()

@@ -1,7 +1,7 @@
-"""Rules that decide how many for themselves: top-p and a threshold; and the meeting of two budgets."""
+"""Rules beside the budget: top-p, a threshold, a number for each row; and the meeting of two budgets."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fewer.core import Budget
@@ -39,6 +39,20 @@ def threshold(score: Float[Tensor, "*rows n"], above: float | int | Float[Tensor
     if score.isnan().any():
         raise ValueError("a score is NaN: a method must rank everything")
     return score.detach() > above
+
+
+def top_each(score: Float[Tensor, "rows n"], counts: Int[Tensor, " rows"]) -> Bool[Tensor, "rows n"]:
+    """Keep the highest `counts[r]` of row r, each row its own number; ties go to the lower index.
+
+    >>> top_each(torch.tensor([[1.0, 5.0, 2.0], [4.0, 4.0, 3.0]]), torch.tensor([2, 1])).int()
+    tensor([[0, 1, 1],
+            [1, 0, 0]], dtype=torch.int32)
+    """
+    if score.isnan().any():
+        raise ValueError("a score is NaN: a method must rank everything")
+    order = score.detach().sort(dim=-1, descending=True, stable=True).indices
+    best = torch.arange(score.shape[-1], device=score.device) < counts[:, None]
+    return torch.zeros_like(best).scatter_(-1, order, best)
 
 
 def mutual(score: Float[Tensor, "*lead rows cols"], rows: Budget, cols: Budget) -> Bool[Tensor, "*lead rows cols"]:

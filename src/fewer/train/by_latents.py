@@ -42,8 +42,8 @@ class ByLatents(Sharing):
             m, b = pupil.sparsifier, pupil.budget
             if pupil.latents % self.crew.size:
                 raise ValueError(f"{pupil.latents} latents cannot be dealt out evenly to {self.crew.size} processes")
-            plain = isinstance(m, ByScore)
-            same = ("keep", "code"), ("views", "penalty", "begin")
+            plain = isinstance(m, ByScore) and not m.looks
+            same = ("keep", "code"), ("views", "idle", "penalty", "begin")
             for known, names in zip((ByScore, Sparsifier), same, strict=True):
                 plain = plain and all(getattr(type(m), name) is getattr(known, name) for name in names)
             if not plain or type(m).score is not ByScore.score or b.scope != "row" or b.group or b.unit != (1, 1):
@@ -72,7 +72,9 @@ class ByLatents(Sharing):
         value = torch.where(real, codes.value.gather(1, slot), 0.0)
         return Codes(codes.index.gather(1, slot), value, codes.size)
 
-    def left(self, codes: Codes, atoms: Tensor, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def missed(
+        self, codes: Codes, parts: Sequence[tuple[float, Codes]], atoms: Tensor, y: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
         error = y - bias - self.added(spoken(codes, atoms))
         return error.square().mean(), error.detach()
 

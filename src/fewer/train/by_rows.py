@@ -11,9 +11,7 @@ from torch import Tensor
 from fewer import kernels
 from fewer.calibrate import Crew
 from fewer.core import Budget
-from fewer.features import NOTHING, ByKeep, Keep, Own, Pre, Sparsifier, coded
-from fewer.features.batch_top_k import BatchTopK
-from fewer.features.matryoshka import Matryoshka
+from fewer.features import NOTHING, ByBatch, ByKeep, Keep, Own, Pre, Sparsifier, coded, total
 from fewer.layout import Codes
 from fewer.select import select
 
@@ -34,7 +32,7 @@ class ByRows(Sharing):
     from some 40 000 rows on, sums are cheaper. Beside this go the biases' gradients, 4 bytes a latent to know who spoke, and one
     number.
 
-    The choice within a whole batch of BatchTopK and Matryoshka is made within it: processes tell each other the scores that could be among the
+    A choice within the whole batch (`ByBatch`) is made within it: processes tell each other the scores that could be among the
     best, 4 batch k bytes each, and each learns how many of its own are. Other rules that look at more than a row are refused. Only
     what a rule draws at random is not what one process draws.
     """
@@ -45,8 +43,8 @@ class ByRows(Sharing):
         if batch % self.crew.size:
             raise ValueError(f"batches of {batch} rows cannot be dealt out evenly to {self.crew.size} processes")
         for m, kept in ((pupil.sparsifier, pupil.budget) for pupil in pupils):
-            known = isinstance(m, ByKeep) and (m.alone or isinstance(m, BatchTopK | Matryoshka)) and kept.scope == "row"
-            if not known or type(m).penalty is not Sparsifier.penalty:
+            known = isinstance(m, ByKeep) and (m.alone or type(m).keep is ByBatch.keep) and kept.scope == "row"
+            if not known or m.looks or type(m).penalty is not Sparsifier.penalty:
                 raise ValueError(
                     f"{m.name} '{kept}' looks at whole batches, of which a process sees a share: learn it in one, or take a rule that chooses row by row, such as features/top_k, or features/batch_top_k"
                 )
@@ -58,7 +56,7 @@ class ByRows(Sharing):
         return coded(m if m.alone else _OfAll(m, self.crew), budget, x, w, b, own)[0]
 
     def heard(self, counts: Tensor, tokens: int) -> tuple[Tensor, int]:
-        return self.crew.sum(counts.float()), tokens * self.crew.size
+        return self.crew.sum(counts), tokens * self.crew.size
 
     def mean(self, part: Float[Tensor, ""]) -> Float[Tensor, ""]:
         return self.crew.sum(part) / self.crew.size
@@ -115,10 +113,11 @@ class _OfAll(ByKeep):
 
     def keep(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Keep:
         """Each process keeps as many of its best as are among the best of all; of equals, first those of earlier rows."""
-        n = budget.of(pre.shape[1]) * len(pre) * self.crew.size
-        best = self.crew.stack(pre.flatten().topk(min(n, pre.numel())).values)
+        score = self.m.score(pre)
+        n = total(budget, pre) * self.crew.size
+        best = self.crew.stack(score.flatten().topk(min(n, score.numel())).values)
         least = best.flatten().topk(n).values[-1]
         above, equal = (best > least).sum(1).tolist(), (best == least).sum(1).tolist()
         left = n - sum(above) - sum(equal[: self.crew.rank])
         mine = above[self.crew.rank] + max(0, min(left, equal[self.crew.rank]))
-        return select(pre, budget.with_count(mine)) if mine else torch.zeros_like(pre, dtype=torch.bool)
+        return select(score, budget.with_count(mine)) if mine else torch.zeros_like(score, dtype=torch.bool)

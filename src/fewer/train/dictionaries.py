@@ -83,7 +83,7 @@ def summed(several: Sequence[One], known: Known, rows: Float[Tensor, "n dim"], p
     """What they write at each site, added up, against what is there: the mean over all columns that somebody writes."""
     left = {name: rows[:, at] for name, at in known.sites.items()}
     for one in several:
-        ((_, said),) = one.views(rows)
+        said = one.says(rows)
         widths = [known.sites[name].stop - known.sites[name].start for name in one.pupil.writes]
         for name, part in zip(one.pupil.writes, said.split(widths, 1), strict=True):
             left[name] = left[name] - part

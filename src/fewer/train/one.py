@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, Dictionary, Pass, Sparsifier, said, spoken
+from fewer.features import ByKeep, ByPursuit, Dictionary, Own, Pass, Sparsifier, said, spoken
 from fewer.layout import Codes
 
 from .known import Known
@@ -16,12 +16,14 @@ from .pupil import Lesson, Pupil
 from .sharing import ALONE, Sharing
 
 Rows = Float[Tensor, "n dim"]
+RECENT = 0.99  # of how often a latent speaks, what a batch leaves of what was known before
 
 
 class One:
-    """Tensors by name, `own_*` being what the sparsifier learns; `silent`, the tokens since each latent spoke, is not learnt.
+    """Tensors by name, `own_*` being what the sparsifier learns; `silent` and `share` are not learnt.
 
-    Where processes share latents, each holds its own.
+    The tokens since each latent spoke, and, for sparsifiers that ask for it, in which share of the recent tokens it did. Where
+    processes share latents, each holds its own.
     """
 
     def __init__(self, pupil: Pupil, known: Known, lesson: Lesson, batch: int, by: Sharing = ALONE):
@@ -35,16 +37,23 @@ class One:
             "decoder": F.normalize(first[:, :d_out], dim=1).contiguous(),
             "decoder_bias": torch.zeros(d_out),
             **({"skip": torch.zeros(d_out, d_in)} if lesson.skip else {}),
-            **{f"own_{name}": t for name, t in pupil.sparsifier.begin(pupil.latents).items()},
+            **{f"own_{name}": t for name, t in pupil.sparsifier.begin(pupil.latents, pupil.budget).items()},
         }
         device = known.mean.device
         self.tensors = {name: t.to(device).requires_grad_() for name, t in by.mine(tensors).items()}
         self.tensors["silent"] = torch.zeros(len(self.tensors["encoder"]), device=device)
+        m = pupil.sparsifier
+        self.shares = type(m).idle is not Sparsifier.idle
+        if self.shares:
+            self.tensors["share"] = torch.zeros(pupil.latents, device=device)
         self.dead_after = lesson.dead_after or min(10_000_000, lesson.steps * batch // 10)
         self.spare = -1  # tokens for which none can have died yet; below 0, one must look
         self.aux_latents = lesson.aux_latents or max(1, d_in // 2)
-        m = pupil.sparsifier
-        self.sparse = isinstance(m, ByKeep) and type(m).penalty is Sparsifier.penalty
+        if m.looks and (lesson.skip or pupil.reads != pupil.writes):
+            raise ValueError(
+                f"{m.name} compares what is read with the decoder's atoms: read and write the same, no skip"
+            )
+        self.sparse = isinstance(m, ByKeep) and type(m).penalty is Sparsifier.penalty and not m.looks
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -57,71 +66,77 @@ class One:
 
     def loss(self, rows: Rows, progress: float) -> Tensor:
         """The share of the variance that is missed, with what the sparsifier adds, and the dead's share of the rest."""
+        t, m, x = self.tensors, self.pupil.sparsifier, self._read(rows)
         target = self.known.of_sites(rows, self.pupil.writes)
-        if not self.sparse:
-            return self._densely(rows, target, progress)
-        if type(self.pupil.sparsifier).views is Sparsifier.views:  # the codes are looked at once, and whole
-            x, t = self._read(rows), self.tensors
-            target = target - F.linear(x, t["skip"]) if "skip" in t else target
-            found, error = self.by.left(self._spelt(x), t["decoder"], target, t["decoder_bias"])
-            return found + self.of_the_dead(rows, error)
-        total, error = rows.new_zeros(()), target
-        for weight, out in self.views(rows):
-            error = target - out
-            total = total + weight * error.square().mean()
-        return total + self.of_the_dead(rows, error.detach())
+        beside = target if "skip" not in t else target - F.linear(x, t["skip"])
+        if self.sparse:
+            codes = self._codes(x)
+            found, error = self.by.missed(codes, [*m.views(codes)], t["decoder"], beside, t["decoder_bias"])
+        else:
+            pre, z = self._dense(x)
+            error = beside - t["decoder_bias"] - z @ t["decoder"]
+            seen = Pass(x, target, pre, z, t["decoder"], t["decoder_bias"], progress)
+            found = error.square().mean() + m.penalty(seen, self.pupil.budget, self._owned(x))
+        return found + self.of_the_dead(rows, error.detach())
 
-    def views(self, rows: Rows) -> list[tuple[float, Tensor]]:
-        """What is said of what is read, in the ways that must each be near, with their weights; who spoke is counted."""
-        x, t, p = self._read(rows), self.tensors, self.pupil
-        if not self.sparse:
-            z = p.sparsifier.code(F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, self.own)
-            self._heard((z != 0).any(0), len(x))
-            return [(1.0, z @ t["decoder"] + self._beside(x))]
-        beside = self._beside(x)
-        return [
-            (weight, self.by.added(spoken(part, t["decoder"])) + beside)
-            for weight, part in p.sparsifier.views(self._spelt(x))
-        ]
+    def says(self, rows: Rows) -> Float[Tensor, "n out"]:
+        """What is said of what is read; who spoke is counted."""
+        x, t = self._read(rows), self.tensors
+        z = self.by.added(spoken(self._codes(x), t["decoder"])) if self.sparse else self._dense(x)[1] @ t["decoder"]
+        return z + t["decoder_bias"] + (F.linear(x, t["skip"]) if "skip" in t else 0)
 
-    def _spelt(self, x: Tensor) -> Codes:
-        """Who speaks, and how loud; who spoke is counted."""
+    def _codes(self, x: Tensor) -> Codes:
+        """Who speaks, and how loud."""
         t, p, n = self.tensors, self.pupil, len(self.tensors["encoder"])
         codes = self.by.coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
         loud = torch.where(codes.value != 0, codes.index, n).flatten()  # empty slots point behind the last
-        self._heard(torch.zeros(n + 1, dtype=torch.bool, device=x.device).scatter_(0, loud, True)[:n], len(x))
+        heard = torch.zeros(n + 1, device=x.device)
+        one = heard.new_ones(()).expand_as(loud)
+        self._heard((heard.scatter_add_(0, loud, one) if self.shares else heard.scatter_(0, loud, one))[:n], len(x))
         return codes
 
-    def _densely(self, rows: Rows, target: Tensor, progress: float) -> Tensor:
-        x, t, p = self._read(rows), self.tensors, self.pupil
-        pre = F.linear(x, t["encoder"], t["encoder_bias"])
-        z = p.sparsifier.code(pre, p.budget, self.own)
-        self._heard((z != 0).any(0), len(x))
-        error = target - z @ t["decoder"] - self._beside(x)
-        seen = Pass(x, target, pre, z, t["decoder"], t["decoder_bias"], progress)
-        added = p.sparsifier.penalty(seen, p.budget, self.own)
-        return error.square().mean() + added + self.of_the_dead(rows, error.detach())
+    def _dense(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All pre-activations, and all codes; one that pursues has no encoder."""
+        t, p = self.tensors, self.pupil
+        blind = isinstance(p.sparsifier, ByPursuit)
+        pre = x.new_zeros(()).expand(len(x), p.latents) if blind else F.linear(x, t["encoder"], t["encoder_bias"])
+        z = p.sparsifier.code(pre, p.budget, self._owned(x))
+        self._heard((z != 0).sum(0), len(x))
+        return pre, z
+
+    def _owned(self, x: Tensor) -> Own:
+        """What the sparsifier knows: what it has learnt, and what it sees of these inputs if it looks."""
+        t, m = self.tensors, self.pupil.sparsifier
+        return {**self.own, **m.look(x - t["decoder_bias"], t["decoder"])} if m.looks else self.own
 
     def _read(self, rows: Rows) -> Tensor:
         return self.known.of_sites(rows, self.pupil.reads)
 
-    def _beside(self, x: Tensor) -> Tensor:
-        """What is said without any latent."""
-        t = self.tensors
-        return t["decoder_bias"] + (F.linear(x, t["skip"]) if "skip" in t else 0)
-
-    def _heard(self, loud: Tensor, tokens: int) -> None:
-        loud, tokens = self.by.heard(loud, tokens)
-        self.tensors["silent"].add_(tokens).masked_fill_(loud > 0, 0)
+    def _heard(self, counts: Tensor, tokens: int) -> None:
+        """Who spoke, and, if it matters, in how many of `tokens` tokens."""
+        counts, tokens = self.by.heard(counts, tokens)
+        self.tensors["silent"].add_(tokens).masked_fill_(counts > 0, 0)
+        if self.shares:
+            self.tensors["share"].mul_(RECENT).add_(counts / tokens, alpha=1 - RECENT)
         self.spare -= tokens
+
+    def _idle(self) -> tuple[Tensor, int]:
+        """Who is taught by what the others leave over, of the latents that are here, and how many there are in all.
+
+        Nobody, for a while, if nobody can have died since the last look.
+        """
+        m, silent = self.pupil.sparsifier, self.tensors["silent"]
+        if not self.lesson.aux or isinstance(m, ByPursuit) or (self.spare >= 0 and not self.shares):
+            return silent.new_zeros(0, dtype=torch.long), 0
+        idle = m.idle(silent, self.tensors.get("share", silent), self.dead_after).nonzero()[:, 0]  # a GPU is waited for
+        if not (every := self.by.number(len(idle))):
+            self.spare = self.dead_after - int(self.by.most(silent.max().item()))
+        return idle, every
 
     def of_the_dead(self, rows: Rows, error: Float[Tensor, "n out"]) -> Tensor:
         """How much of `error` the loudest of the dead miss; their pre-activations count as they are, also below zero."""
-        if not self.lesson.aux or self.spare >= 0:
-            return rows.new_zeros(())
-        dead = (self.tensors["silent"] > self.dead_after).nonzero()[:, 0]  # from here on the host waits for a GPU
-        if not (every := self.by.number(len(dead))):
-            self.spare = self.dead_after - int(self.by.most(self.tensors["silent"].max().item()))
+        dead, every = self._idle()
+        if not every:
             return rows.new_zeros(())
         x, t, k = self._read(rows), self.tensors, min(self.aux_latents, every)
         with torch.no_grad():
@@ -129,8 +144,8 @@ class One:
         index = dead[at]
         z = said(x, t["encoder"], t["encoder_bias"], index, value)
         z = z if here is None else torch.where(here, z, 0.0)
-        missed = error - self.by.added(spoken(Codes(index, z, len(t["encoder"])), t["decoder"]))
-        return self.lesson.aux * missed.square().mean() / self.by.mean(error.square().mean()).clamp(min=1e-12)
+        rest = error - self.by.added(spoken(Codes(index, z, len(t["encoder"])), t["decoder"]))
+        return self.lesson.aux * rest.square().mean() / self.by.mean(error.square().mean()).clamp(min=1e-12)
 
     def done(self, held: Rows, about: Mapping[str, Any], others: Sequence[Sequence[str]]) -> Dictionary:
         """The dictionary, as plain activations want it: mean and scales are folded in.
@@ -143,8 +158,11 @@ class One:
         first = {name: torch.zeros_like(k.mean[at]) if name in taken else k.mean[at] for name, at in k.sites.items()}
         own = {name: tensor.detach() for name, tensor in self.own.items()}
         with torch.no_grad():
-            own |= p.sparsifier.settle(F.linear(self._read(held), t["encoder"], t["encoder_bias"]), p.budget, own)
-        encoder = t["encoder"] / scale
+            x = self._read(held)
+            own |= p.sparsifier.settle(
+                F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, {**self._owned(x), **own}
+            )
+        encoder = (t["decoder"] if isinstance(p.sparsifier, ByPursuit) else t["encoder"]) / scale
         skip = t["skip"] * scale_out[:, None] / scale if "skip" in t else None
         bias = t["decoder_bias"] * scale_out + torch.cat([first[name] for name in p.writes])
         return Dictionary(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewer.calibrate import Crew
 from fewer.core import Budget
-from fewer.features import ByKeep, Own, coded, left
+from fewer.features import ByKeep, Own, coded, missed
 from fewer.layout import Codes
 
 from .pupil import Lesson, Pupil
@@ -52,15 +52,16 @@ class Sharing(ABC):
         """Who speaks of the latents that are here, chosen among all there are."""
         return coded(m, budget, x, w, b, own)[0]
 
-    def left(
+    def missed(
         self,
         codes: Codes,
+        parts: Sequence[tuple[float, Codes]],
         atoms: Float[Tensor, "latents out"],
         y: Float[Tensor, "rows out"],
         bias: Float[Tensor, " out"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "rows out"]]:
-        """See `features.left`; what latents elsewhere say counts too."""
-        return left(codes, atoms, y, bias)
+        """See `features.missed`; what latents elsewhere say counts too."""
+        return missed(codes, parts, atoms, y, bias)
 
     def added(self, out: Float[Tensor, "rows out"]) -> Float[Tensor, "rows out"]:
         """With what latents elsewhere say of the same rows."""
