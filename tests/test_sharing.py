@@ -16,6 +16,7 @@ from fewer.features.feature_choice import FeatureChoice
 from fewer.features.hierarchical_top_k import HierarchicalTopK
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.matryoshka import Matryoshka
+from fewer.features.mutual_choice import MutualChoice
 from fewer.features.top_k import TopK
 from fewer.train import ByLatents, ByRows, Lesson, Pupil, Rows, learn
 from fewer.train.kept import Kept
@@ -30,6 +31,8 @@ CASES = {
     "transcoder": (TopK(), "12", PAIR, "ByRows ByLatents"),  # where summed gradients are fewer bytes
     "abs_top_k": (AbsTopK(), "36", DEAD, "ByLatents"),  # more than a process holds
     "matryoshka": (Matryoshka(), "4", DEAD, "ByRows"),
+    "mutual_choice": (MutualChoice(), "4", DEAD, "ByRows"),
+    "hierarchical_top_k": (HierarchicalTopK(), "4", DEAD, "ByRows"),
 }
 LEARN = """
 import sys, torch
