@@ -179,7 +179,7 @@ def test_judging_the_identity_and_its_controls():
     model = build("llama")
     rows = {r["name"]: r for r in judge(identity(32, ("layers.0",)), model, spoken_by(model), batch=3)}
     one = rows["dictionary"]
-    assert list(rows) == ["dictionary", "random", "pca"]
+    assert list(rows) == ["dictionary", "random", "pca", "dense"]
     assert one["delta_ce"] == one["delta_ce_low"] == one["delta_ce_high"] == 0 and abs(one["kl"]) < 1e-6
     assert one["recovered_zero"] == one["recovered_mean"] == one["explained"] == 1 and one["fvu"] == 0
     assert one["l0"] == 32 and one["tokens"] == 48 and one["mask"] == "all: 48 of 48 tokens"
@@ -192,7 +192,7 @@ def test_judged_numbers_are_those_of_a_loop(family):
     model, d = build(family), shaky(32, (SITES[family],))
     ids = spoken_by(model)
     leave = frozenset(ids[0, :2].tolist())
-    one, random, pca = judge(d, model, ids, leave)
+    one, random, pca, _ = judge(d, model, ids, leave)
     (tap,) = find_taps(model, d.reads)
     on = ~torch.isin(ids, torch.tensor(sorted(leave)))
     with tapped(model, [tap]) as heard:

@@ -21,8 +21,8 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: str = "") -> None:
-    """Text in columns: fitted to a terminal, the column `wrap` folded; elsewhere one row a line, whole."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: Sequence[str] = ()) -> None:
+    """Text in columns: fitted to a terminal, the columns `wrap` folded; elsewhere one row a line, whole."""
     if not sys.stdout.isatty():
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         for row in [head, *rows]:
@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: str = "") ->
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in head:
-        grid.add_column(name, no_wrap=name != wrap, overflow="fold")
+        grid.add_column(name, no_wrap=name not in wrap, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(cell, style="bold" if i == 0 else "") for i, cell in enumerate(row)))
     Console().print(grid)

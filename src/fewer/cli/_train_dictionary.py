@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fewer.core import Budget
 
-from ._print import note
+from ._bar import Bar, loss
+from ._print import lines, note
+from ._text import LEARNT, tokenizer_for
 
 if TYPE_CHECKING:
     from fewer.features import Sparsifier
@@ -26,6 +28,7 @@ class Wanted:
     rate: float | None
     seed: int
     skip: bool
+    test: int  # windows to judge on
 
 
 def dictionary(
@@ -37,41 +40,73 @@ def dictionary(
     wanted: Wanted,
     device: str,
     force: bool,
-    told: Callable[[Any], None],
-) -> str:
-    """Learn one and write it; what to do with it then."""
+    json: bool,
+) -> None:
+    """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
     from fewer.dictionaries import save
-    from fewer.models import find_taps, locate, open_model, tokenizer_of
-    from fewer.train import Lesson, Live, Pupil, activations, learn
+    from fewer.models import open_model
+    from fewer.train import Lesson, Live, learn
+    from fewer.train.kept import Kept
+
+    from .judge import judged, unseen
 
     if not wanted.reads:
         raise ValueError("--site is missing: say what the dictionary reads, such as --site layers.4")
-    tokenizer = tokenizer_of(locate(model))
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: what is learnt here is learnt on text")
+    tokenizer = tokenizer_for(model, LEARNT)
     opened, _ = open_model(model, device)
-    reads, writes = find_taps(opened, wanted.reads), find_taps(opened, wanted.writes)
+    pupil, taps = _pupil(sparsifier, kept, opened, wanted)
     text = _windows(data, tokenizer, wanted)
-    sites = {str(tap): activations(opened, [tap], text[:1, :2]).shape[-1] for tap in dict.fromkeys([*reads, *writes])}
-    names = tuple(map(str, reads)), tuple(map(str, writes))
-    width = sum(sites[name] for name in names[0])
-    pupil = Pupil(sparsifier, kept, wanted.latents or 8 * width, wanted.seed, *names)
-    taps = find_taps(opened, [*sites])
-    source = Live(opened, taps, text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
+    test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
+    source = Live(opened, [*taps], text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
-    note(
-        f"{pupil.latents} latents for {', '.join(names[0])}: {lesson.steps} steps of {BATCH} tokens, {text.numel()} different ones"
-    )
-    about = {"model": model, "data": data[0], "length": data[1]}
-    (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about)
+    note(_plan(pupil, lesson.steps, text.numel()))
+    about = {"model": model, "data": data[0], "length": data[1], "distinct": text.numel()}
+    sites = {str(tap): width for tap, width in taps.items()}
+    with Bar(json) as bar:
+        told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
+        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about)
     save(learnt, out, force=force)
-    return f"written: {out}; look at it with `fewer explore {out}`"
+    Kept(out, "").finish()
+    note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")
+    if test is not None:
+        judged(learnt, opened, tokenizer, test, data[0], json)
+
+
+def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -> tuple[Any, dict[Any, int]]:
+    """What is to be learnt, and how wide each site is; what does not fit together is refused here."""
+    from fewer.dictionaries.fit import widths
+    from fewer.models import find_taps
+    from fewer.train import Pupil
+
+    reads, writes = find_taps(model, wanted.reads), find_taps(model, wanted.writes)
+    wide = widths(model, [*reads, *writes])
+    latents = wanted.latents or 8 * sum(wide[tap] for tap in reads)
+    names = tuple(map(str, reads)), tuple(map(str, writes or reads))
+    return Pupil(sparsifier, kept, latents, wanted.seed, *names), {
+        tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])
+    }
+
+
+def _plan(pupil: Any, steps: int, distinct: int) -> str:
+    """How much is learnt from how much text.
+
+    >>> from types import SimpleNamespace
+    >>> _plan(SimpleNamespace(latents=64, reads=("layers.4",), writes=("layers.4",)), 8, 4096)
+    '64 latents for layers.4: 8 steps of 1,024 tokens, from a text of 4,096, seen 2.0 times'
+    """
+    tokens = steps * BATCH
+    seen = f", seen {tokens / distinct:.1f} times" if tokens > distinct else ""
+    where = ", ".join(pupil.reads) + ("" if pupil.reads == pupil.writes else f" -> {', '.join(pupil.writes)}")
+    return (
+        f"{pupil.latents:,} latents for {where}: {steps:,} steps of {BATCH:,} tokens, from a text of {distinct:,}{seen}"
+    )
 
 
 def _windows(data: tuple[str, int], tokenizer: Any, wanted: Wanted) -> Any:
-    """As many windows as are asked for, or as there are, of the parts that no test reads."""
+    """As many windows as are asked for, or as there are, of the parts that no test reads; and some more, to settle on."""
     from fewer.data import corpus, every_window
+    from fewer.train.dictionaries import HELD
 
     source, length = data
     documents = [*corpus(source, "calibration"), *corpus(source, "validation")]
-    return every_window(documents, tokenizer, length, -(-wanted.tokens // length), wanted.seed)
+    return every_window(documents, tokenizer, length, -(-(wanted.tokens + HELD * BATCH) // length), wanted.seed)

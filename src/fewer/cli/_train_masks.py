@@ -7,6 +7,7 @@ from typing import Any
 from fewer.core import Budget, Method
 
 from ._print import note
+from ._text import LEARNT, tokenizer_for
 
 
 def masks(
@@ -39,12 +40,10 @@ def masks(
 def _opened(model: str, device: str, data: tuple[str, int, int], seed: int) -> tuple[Any, Any]:
     from fewer.data import corpus
     from fewer.data import windows as cut
-    from fewer.models import locate, open_model, tokenizer_of
+    from fewer.models import open_model
 
     source, windows, length = data
-    tokenizer = tokenizer_of(locate(model))
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: what is learnt here is learnt on text")
+    tokenizer = tokenizer_for(model, LEARNT)
     tokens = cut(corpus(source, "calibration"), tokenizer, length, windows, seed)
     return open_model(model, device)[0], tokens
 

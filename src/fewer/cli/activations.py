@@ -1,13 +1,11 @@
 """fewer activations: run a model once, and keep what some of its sites say on the disk."""
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ._live import clock
+from ._bar import Bar
 from ._print import Json, lines, note
 from ._text import Data, Length
 
@@ -50,24 +48,13 @@ def activations(
     taps = find_taps(opened, site)
     documents = [*corpus(data, "calibration"), *corpus(data, "validation")]
     windows = every_window(documents, tokenizer, length, -(-tokens // length), seed)
-    told = _Progress() if not json else lambda row: lines([row])
     about, leave = {"model": model, "data": data}, frozenset(tokenizer.all_special_ids)
-    store(opened, taps, windows, out, DTYPES[dtype][0], leave, about, seed, force=force, told=told)
+    with Bar(json) as bar:
+        told = bar("windows")
+
+        def tell(row: dict) -> None:
+            words = f"{row['rows']} tokens, {row['bytes'] / 1e6:.1f} MB"
+            lines([row]) if json else told(row["windows"], row["of"], words)
+
+        store(opened, taps, windows, out, DTYPES[dtype][0], leave, about, seed, force=force, told=tell)
     note(f"written: {out}; read it with fewer.train.Stored({str(out)!r})")
-
-
-class _Progress:
-    """A line now and then, with the time left; on stderr."""
-
-    def __init__(self) -> None:
-        self.began = self.said = time.monotonic()
-        self.first: int | None = None
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        done, now = row["windows"], time.monotonic()
-        self.first = done if self.first is None else self.first
-        if now - self.said > 10 or done == row["of"]:
-            self.said = now
-            each = (now - self.began) / max(1, done - self.first)
-            left = f", about {clock(each * (row['of'] - done))} left" if self.first < done < row["of"] else ""
-            note(f"[{done}/{row['of']} windows] {row['rows']} tokens, {row['bytes'] / 1e6:.1f} MB{left}")

@@ -41,7 +41,7 @@ def claims(
         table(
             ["method", "verdict", "here", "claim"],
             [[f.method, f.verdict, f.here, f.claim] for f in findings],
-            wrap="claim",
+            wrap=["claim"],
         )
     note(f"written: {out}")
     raise typer.Exit(1 if any(f.verdict == FAILS for f in findings) else 0)

@@ -1,23 +1,22 @@
 """fewer explore: look at what a dictionary has learnt, feature by feature."""
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ._live import clock
+from ._bar import Bar
 from ._print import Json, lines, note
 from ._text import Data, Length
+from .judge import DICTIONARY, model_for
 
 INDEX = "Where the index of features is kept: OUT with the ending .index by default. One that is there already is used."
 
 
 def explore(
     ctx: typer.Context,
-    dictionary: Annotated[Path, typer.Argument(help="The directory of a dictionary.")],
+    dictionary: Annotated[str, typer.Argument(help=DICTIONARY)],
     model: Annotated[
         str | None,
         typer.Option(help="'bundled', a directory, or a name on the hub; what the dictionary says by default."),
@@ -55,12 +54,9 @@ def explore(
     from fewer.dictionaries.explore import indexed
 
     learnt = load(dictionary)
-    name = model or learnt.about.get("model")
-    if not isinstance(name, str):
-        raise ValueError(f"{dictionary} does not say which model it was learnt on: write --model")
-    opened, tokenizer = _opened(name, device)
+    name, opened, tokenizer = model_for(dictionary, [learnt], model, device, "features are looked at on text")
     windows = _windows(data, tokenizer, length, max(1, tokens // length), seed)
-    with _Bar(json) as bar:
+    with Bar(json) as bar:
         found = indexed(learnt.to(device), opened, windows, index, tokenizer.all_special_ids, bar("reading"))
         seen = _Seen(learnt, opened, found, lambda ids: tokenizer.batch_decode([[i] for i in ids]), name, data)
         seen.page(out, ctx.obj or [], bar("writing"))
@@ -81,15 +77,6 @@ def _check(out: Path, force: bool, others: Sequence[Path]) -> None:
             raise ValueError(f"{path.parent} is no directory to write {path.name} in")
         if path.exists() and not (force and path is out):
             raise ValueError(f"{path} exists; " + ("write --force to replace it" if path is out else "remove it first"))
-
-
-def _opened(name: str, device: str) -> tuple[Any, Any]:
-    from fewer.models import locate, open_model, tokenizer_of
-
-    tokenizer = tokenizer_of(locate(name))
-    if tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer: features are looked at on text")
-    return open_model(name, device)[0], tokenizer
 
 
 def _windows(data: str, tokenizer: Any, length: int, count: int, seed: int) -> Any:
@@ -166,39 +153,3 @@ def _sentence(row: dict[str, Any]) -> str:
         f"{row['page']}: {row['features']:,} features{silent} on {row['tokens']:,} tokens, {size(row['bytes'])}\n"
         f"{row['index']}: {row['nonzeros']:,} nonzeros, {row['bytes_a_nonzero']:.2f} bytes each"
     )
-
-
-class _Bar:
-    """What is done and time left; in a terminal a bar, elsewhere a line now and then. On stderr."""
-
-    def __init__(self, quiet: bool):
-        self.quiet, self.shown = quiet, None
-
-    def __enter__(self) -> "_Bar":
-        if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.shown = Progress(*columns, console=Console(stderr=True))
-            self.shown.start()
-        return self
-
-    def __call__(self, what: str) -> Any:
-        task = self.shown.add_task(what) if self.shown else None
-        began = said = time.monotonic()
-
-        def told(done: int, total: int) -> None:
-            nonlocal said
-            if self.shown:
-                self.shown.update(task, completed=done, total=total)
-            elif not self.quiet and (time.monotonic() - said > 10 or done == total):
-                said = time.monotonic()
-                left = (said - began) / done * (total - done)
-                note(f"[{done}/{total}] {what}" + (f", about {clock(left)} left" if left >= 1 else ""))
-
-        return told
-
-    def __exit__(self, *error: object) -> None:
-        if self.shown:
-            self.shown.stop()

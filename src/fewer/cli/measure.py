@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ._print import Json, lines, table
-from ._text import Data, Length, Test
+from ._text import Data, Length, Test, needed
 
 
 def measure(
@@ -28,13 +28,12 @@ def measure(
     from fewer.data import corpus, windows
 
     opened, tokenizer = _opened(model)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: only language models can be measured, on text")
+    needed(tokenizer, model, "only language models can be measured, on text")
     tokens = windows(corpus(data, "test"), tokenizer, length, test)
     rows = [*_quality(opened, _opened(against)[0] if against else None, tokens), *_cost(model, opened, tokens[:1])]
     if json:
         return lines({"model": model, **row} for row in rows)
-    table(["measure", "here", "of what"], [[r["name"], r["text"], r["about"]] for r in rows], wrap="of what")
+    table(["measure", "here", "of what"], [[r["name"], r["text"], r["about"]] for r in rows], wrap=["of what"])
 
 
 def _opened(model: str) -> tuple[Any, Any]:

@@ -25,5 +25,5 @@ def methods(
     table(
         ["method", "is a", "rule", "year"],
         [[c.name, c.kind, c.rule, str(c.paper.year) if c.paper else ""] for c in cards],
-        wrap="rule",
+        wrap=["rule"],
     )

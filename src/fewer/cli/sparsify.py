@@ -1,14 +1,14 @@
 """fewer sparsify: do it for good."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ._bar import Bar
 from ._print import Json, lines, note
-from ._text import Calibration, Data, Length, text
+from ._text import Calibration, Data, Length, text, tokenizer_for
 
 
 def sparsify(
@@ -53,8 +53,10 @@ def sparsify(
     with launched() as crew:
         crew.first(lambda: check_place(out, force))
         place, tokens = _prepared(model, todo, text(data, calibration, 1, length))
-        with _Bar(json or crew.rank > 0) as bar:
-            applied = do(place, todo, tokens, out, force, format, bar, _of_mine(device))
+        with Bar(json or crew.rank > 0) as bar:
+            told = bar("sparsify")
+            progress = lambda what, done, total: told(done, total, what)  # noqa: E731
+            applied = do(place, todo, tokens, out, force, format, progress, _of_mine(device))
     if crew.rank > 0:
         return
     if json:
@@ -75,39 +77,11 @@ def _of_mine(device: str) -> str | None:
 def _prepared(model: str, todo: Any, words: Any) -> tuple[str, Any]:
     """Where the model is, and calibration tokens if a step asks for statistics."""
     from fewer.data import corpus, windows
-    from fewer.models import locate, tokenizer_of
+    from fewer.models import locate
     from fewer.recipe.planning import hears
 
     place = locate(model)
     if not any(hears(step) for step in todo):
         return place, None
-    tokenizer = tokenizer_of(place)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer, and a step asks for statistics of text")
+    tokenizer = tokenizer_for(model, "a step asks for statistics of text")
     return place, windows(corpus(words.source, "calibration"), tokenizer, words.length, words.calibration, words.seed)
-
-
-class _Bar:
-    """Progress by blocks, with the time left; on stderr."""
-
-    def __init__(self, quiet: bool):
-        self.quiet, self.shown = quiet or not sys.stderr.isatty(), None
-
-    def __enter__(self) -> "_Bar":
-        if not self.quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.shown = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.task = self.shown.add_task("opening")
-            self.shown.start()
-        return self
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if self.shown:
-            self.shown.update(self.task, description=label, completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        if self.shown:
-            self.shown.stop()

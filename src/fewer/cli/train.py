@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ._bar import Bar
+from ._bar import Bar, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
-from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps, To, Tokens, Where, Windows
+from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps, Test, To, Tokens, Where, Windows
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
@@ -32,6 +32,7 @@ def train(
     to: To = None,
     latents: Latents = None,
     tokens: Tokens = 500_000,
+    test: Test = 64,
     skip: Skip = False,
     where: Where = "*",
     prior: Prior = None,
@@ -43,7 +44,8 @@ def train(
 ) -> None:
     """Learn a method on text, with the model's weights frozen, and write what was learnt.
 
-    A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl.
+    A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
+    written, on text that it has not seen, as `fewer judge` does it.
 
     Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
@@ -60,13 +62,12 @@ def train(
     pupil, kept = method_of(method, axis), amount(budget)
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
-    wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip)
+    if axis == "features":
+        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test)
+        return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
-        told = (lambda row: lines([row])) if json else bar
-        if axis == "weights":
-            said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told)
-        else:
-            said = dictionary(pupil, kept, model, out, (data, length), wanted, device, force, told)  # type: ignore[arg-type]
+        told = (lambda row: lines([row])) if json else loss(bar("learning"))
+        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told)
     note(said)
 
 

@@ -1,7 +1,7 @@
 """The quality of a dictionary on a language model, beside a random dictionary and principal components of the same size."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from fewer.core import budget
 from fewer.features import Dictionary
 from fewer.features.abs_top_k import AbsTopK
 from fewer.features.top_k import TopK
-from fewer.measure import Reference, Score, mean, nll, paired, quality, ratio, reconstruction
+from fewer.measure import Reconstruction, Reference, Score, mean, nll, paired, quality, ratio, reconstruction
 from fewer.measure.quality import at_rest, device_of
-from fewer.models.tap import Enough, Tap, find_taps, tapped
+from fewer.models.tap import Enough, Tap, tapped
 
+from .fit import fit
 from .splice import all_but, replaced, spliced
 
 FIT = 2**16  # tokens from which means and controls are fitted
@@ -31,44 +32,46 @@ def judge(
     leave: frozenset[int] = frozenset(),
     batch: int = 4,
     controls: bool = True,
+    told: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row each for the dictionary, `random` and `pca` (see `random_like`, `principal_like`): flat, ready for a table.
+    """One row each for the dictionary, `random` and `pca` (see `random_like`, `principal_like`), and `dense`, where nothing
+    is replaced: flat, ready for a table.
 
-    l0, explained, cosine, dead, dense: `measure.reconstruction` of what is written. delta_ce: next-token cross entropy
-    with the dictionary spliced in, less the model's own, nats a token; kl: KL(model || spliced). recovered_zero and
-    recovered_mean: (CE of ablation - CE spliced) / (CE of ablation - CE), against zeros and against the mean. Zeros
-    break a residual stream so badly that nearly all is then recovered: read the other.
+    l0, explained, cosine, dead, dense: `measure.reconstruction` of what is written. ce: next-token cross entropy with the
+    dictionary spliced in, nats a token; delta_ce: less the model's own; kl: KL(model || spliced). recovered_zero and
+    recovered_mean: (CE of ablation - CE spliced) / (CE of ablation - CE), against zeros and against the mean, whose own
+    cross entropies stand in the row `dense` as ce_zero and ce_mean. Zeros break a residual stream so badly that nearly all
+    is then recovered: read the other.
 
     Tokens in `leave` are replaced nowhere, ablated nowhere and not counted in the first five; what the model predicts
     at them does count in its cross entropy. `mask` and `tokens` say so in each row, `better` says which way each number
     is better, `*_low` and `*_high` are 95 % intervals over windows. Controls and means are fitted on the first 65,536
     of the judged tokens themselves, which flatters them a little and the dictionary never.
+
+    What reads later than it writes cannot be put into one run: its rows have no cross entropies, and say so in `missing`.
+    `told` hears how many of the passes over the text are done. ValueError: it does not fit the model (see `fit`).
     """
-    find_taps(model, dictionary.reads)
-    run = _Run(model, dictionary, windows, leave, batch)
-    first = reconstruction(run.pieces(dictionary))
+    run = _Run(model, dictionary, windows, leave, batch, told, 3 if controls else 1)
+    first = run.explained(dictionary)
     x, y = run.first
     rivals = {"dictionary": dictionary}
     if controls:
         k = max(1, round(first.l0.value))
         rivals |= {"random": random_like(dictionary, x, y, k), "pca": principal_like(dictionary, x, y, k)}
-    reference = Reference.of(model, windows, batch)
+    found = {name: first if d is dictionary else run.explained(d) for name, d in rivals.items()}
+    same = {"tokens": first.tokens, "mask": run.mask} | ({"missing": run.fit.late} if run.fit.late else {})
+    none = {"name": "dense", "explained": 1.0, "fvu": 0.0, "cosine": 1.0}
+    if run.fit.late:
+        return [
+            row(name, (r.l0, r.explained, r.fvu, r.cosine, r.dead, r.dense)) | same for name, r in found.items()
+        ] + [none | same]
+    reference = run.counted(Reference.of(model, windows, batch))
     own, zero, middle = run.ablated(y)
-    rows = []
-    for name, rival in rivals.items():
-        found = first if rival is dictionary else reconstruction(run.pieces(rival))
-        with spliced(model, rival, where=run.where):
-            heard = quality(model, reference, windows, batch)
-        scores = (
-            *(found.l0, found.explained, found.fvu, found.cosine),
-            Score("delta_ce", paired(heard.nll, own), higher_is_better=False),
-            Score("kl", mean(heard.divergence), higher_is_better=False),
-            *_recovered("recovered_zero", zero, heard.nll, own),
-            *_recovered("recovered_mean", middle, heard.nll, own),
-            *(found.dead, found.dense),
-        )
-        rows.append(row(name, scores) | {"tokens": found.tokens, "mask": run.mask})
-    return rows
+    rows = [row(name, run.scores(d, found[name], reference, own, zero, middle)) | same for name, d in rivals.items()]
+    losses = {"ce": own, "ce_zero": zero, "ce_mean": middle}
+    costs = row("dense", tuple(Score(name, mean(loss), higher_is_better=False) for name, loss in losses.items()))
+    recovered = {name: 1.0 for name in ("recovered_zero", "recovered_mean") if name in rows[0]}
+    return [*rows, costs | none | {"delta_ce": 0.0, "kl": 0.0} | recovered | same]
 
 
 def row(name: str, scores: tuple[Score, ...]) -> dict[str, Any]:
@@ -151,34 +154,69 @@ def _recovered(name: str, ablated: Tensor, heard: Tensor, own: Tensor) -> tuple[
 class _Run:
     """The model on the windows, some at a time, and what its sites say there."""
 
-    def __init__(self, model: nn.Module, dictionary: Dictionary, windows: Tensor, leave: frozenset[int], batch: int):
-        self.model, self.windows, self.batch = model, windows, batch
-        self.reads, self.writes = find_taps(model, dictionary.reads), find_taps(model, dictionary.writes)
+    def __init__(
+        self,
+        model: nn.Module,
+        dictionary: Dictionary,
+        windows: Tensor,
+        leave: frozenset[int],
+        batch: int,
+        told: Callable[[int, int], None] | None,
+        rivals: int,
+    ):
+        self.model, self.windows, self.batch, self.told = model, windows, batch, told
+        self.fit = fit(dictionary, model)
         self.where = all_but(leave) if leave else None
         real = int(all_but(leave)(windows).sum())
         if not real:
             raise ValueError(f"all {windows.numel()} tokens are among those left alone: there is nothing to judge")
         but = f"all but {sorted(leave)}" if leave else "all"
         self.mask = f"{but}: {real} of {windows.numel()} tokens"
+        self.passes, self.of = 0, rivals if self.fit.late else 2 * rivals + 4
+
+    def counted(self, found: Any) -> Any:
+        """What one more pass over the text has found."""
+        self.passes += 1
+        if self.told:
+            self.told(self.passes, self.of)
+        return found
 
     def sides(self) -> Iterator[Sides]:
         """What is read and what is written in each window, without the tokens that are left alone."""
-        taps = list(dict.fromkeys([*self.reads, *self.writes]))
-        for ids in self.windows.split(self.batch):
+        taps = list(dict.fromkeys([*self.fit.reads, *self.fit.writes]))
+        for number, ids in enumerate(self.windows.split(self.batch)):
             with at_rest(self.model), tapped(self.model, taps, brief=True) as heard, contextlib.suppress(Enough):
                 self.model(input_ids=ids.to(device_of(self.model)))
             for tap in taps:
-                if tap not in heard:
-                    raise ValueError(f"site {tap} was not reached by a run of the model")
-            x, y = (torch.cat([heard[tap] for tap in side], -1).float() for side in (self.reads, self.writes))
+                if not heard[tap].isfinite().all():
+                    raise ValueError(f"batch {number} of the text, site {tap}: an activation is NaN or infinite")
+            x, y = (torch.cat([heard[tap] for tap in side], -1).float() for side in (self.fit.reads, self.fit.writes))
             real = torch.ones_like(ids, dtype=torch.bool) if self.where is None else self.where(ids)
             yield from ((x[i][m.to(x.device)], y[i][m.to(x.device)]) for i, m in enumerate(real))
 
-    def pieces(self, dictionary: Dictionary) -> Iterator[tuple[Tensor, Tensor, Any]]:
-        dictionary = dictionary.to(device_of(self.model))
+    def explained(self, dictionary: Dictionary) -> Reconstruction:
+        return self.counted(reconstruction(self._pieces(dictionary.to(device_of(self.model)))))
+
+    def _pieces(self, dictionary: Dictionary) -> Iterator[tuple[Tensor, Tensor, Any]]:
         for x, y in self.sides():
             codes = dictionary.encode(x)
             yield y, dictionary.decode(codes, x), codes
+
+    def scores(
+        self, d: Dictionary, found: Reconstruction, reference: Reference, own: Tensor, zero: Tensor, middle: Tensor
+    ) -> tuple[Score, ...]:
+        """All that is known of a dictionary that can be spliced in; the other losses are those of each window."""
+        with spliced(self.model, d, where=self.where):
+            heard = self.counted(quality(self.model, reference, self.windows, self.batch))
+        return (
+            *(found.l0, found.explained, found.fvu, found.cosine),
+            Score("ce", mean(heard.nll), higher_is_better=False),
+            Score("delta_ce", paired(heard.nll, own), higher_is_better=False),
+            Score("kl", mean(heard.divergence), higher_is_better=False),
+            *_recovered("recovered_zero", zero, heard.nll, own),
+            *_recovered("recovered_mean", middle, heard.nll, own),
+            *(found.dead, found.dense),
+        )
 
     @property
     def first(self) -> Sides:
@@ -194,9 +232,10 @@ class _Run:
         """The loss in each window: the model's own, with zeros for what is written, with its mean."""
 
         def loss(vector: Tensor) -> Tensor:
-            by: dict[Tap, Tensor] = dict(zip(self.writes, vector.chunk(len(self.writes)), strict=True))
+            by: dict[Tap, Tensor] = dict(zip(self.fit.writes, vector.chunk(len(self.fit.writes)), strict=True))
             with replaced(self.model, by, self.where):
-                return nll(self.model, self.windows, self.batch)
+                return self.counted(nll(self.model, self.windows, self.batch))
 
         middle = y.double().mean(0).float()
-        return nll(self.model, self.windows, self.batch), loss(torch.zeros_like(middle)), loss(middle)
+        own = self.counted(nll(self.model, self.windows, self.batch))
+        return own, loss(torch.zeros_like(middle)), loss(middle)

@@ -105,8 +105,9 @@ def activations(
         for tap in taps:
             if tap not in heard:
                 raise ValueError(f"site {tap} was not reached by a run of the model")
-            if not heard[tap].isfinite().all():
-                raise ValueError(f"site {tap}: an activation is NaN or infinite; is the model in float16?")
+            if not (real := heard[tap].isfinite()).all():
+                place = (~real.all(-1)).nonzero()[0].tolist()
+                raise ValueError(f"site {tap}: NaN or infinite at [window, token] {place}; is the model in float16?")
         return torch.cat([heard[tap].float() for tap in taps], dim=-1)
 
 

@@ -60,7 +60,11 @@ class Rows(Source):
         for epoch in itertools.count(number // each):
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)))
             for i in range(number % each if epoch == number // each else 0, each):
-                yield self._take(order[i * self.batch : (i + 1) * self.batch])
+                rows = self._take(order[i * self.batch : (i + 1) * self.batch])
+                if not rows.isfinite().all():
+                    bad = order[i * self.batch + int((~rows.isfinite().all(1)).nonzero()[0])]
+                    raise ValueError(f"batch {epoch * each + i}: row {int(bad)} of the data is NaN or infinite")
+                yield rows
 
     def _take(self, at: Tensor) -> Tensor:
         if isinstance(self.rows, Tensor):
@@ -94,16 +98,19 @@ class Live(Source):
             )
 
     def since(self, number: int) -> Iterator[Tensor]:
+        """ValueError: an activation that is not finite, with its batches and site."""
+        first = 0  # batch of a pool
         for epoch in itertools.count():
             pools = self._order(epoch)
             for p, (windows, count) in enumerate(zip(pools, self._counts(pools), strict=True)):
-                if number >= count:
-                    number -= count
-                    continue
-                rows = self._mixed(windows, epoch, p)
-                for i in range(number, count):
-                    yield rows[i * self.batch : (i + 1) * self.batch]
-                number = 0
+                if number < first + count:
+                    try:
+                        rows = self._mixed(windows, epoch, p)
+                    except ValueError as wrong:
+                        raise ValueError(f"batches {first} to {first + count - 1}: {wrong}") from wrong
+                    for i in range(max(0, number - first), count):
+                        yield rows[i * self.batch : (i + 1) * self.batch]
+                first += count
 
     def _order(self, epoch: int) -> list[Tensor]:
         draw = torch.Generator().manual_seed((self.seed << 20) + epoch)
