@@ -43,6 +43,22 @@ class Crew:
         torch.distributed.all_reduce(wide)
         return wide.to(value.dtype), int(total.item())
 
+    def sum(self, mine: Tensor) -> Tensor:
+        """The sum over all, in the tensor's own dtype, the same bits everywhere."""
+        if self.size == 1:
+            return mine
+        total = mine.detach().clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    def stack(self, mine: Tensor) -> Tensor:
+        """The tensors of all, in their order along a new first dimension; all of one shape."""
+        if self.size == 1:
+            return mine[None]
+        every = mine.new_empty(self.size, *mine.shape)
+        torch.distributed.all_gather(list(every.unbind(0)), mine.detach().contiguous())
+        return every
+
     def gather(self, mine: T) -> list[T]:
         """What each process says, in their order."""
         if self.size == 1:

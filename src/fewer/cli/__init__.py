@@ -6,7 +6,21 @@ from collections.abc import Sequence
 
 import typer
 
-from . import check, claims, explore, frontier, judge, kernels, measure, methods, show, sparsify, study, train
+from . import (
+    activations,
+    check,
+    claims,
+    explore,
+    frontier,
+    judge,
+    kernels,
+    measure,
+    methods,
+    show,
+    sparsify,
+    study,
+    train,
+)
 
 _HELP = """Make neural networks compute less, and see what that costs.
 
@@ -38,7 +52,7 @@ app = typer.Typer(
 )
 for _panel, _commands in {
     "Look": (methods.methods, show.show, kernels.kernels, explore.explore),
-    "Do": (sparsify.sparsify, train.train, measure.measure, judge.judge, frontier.frontier),
+    "Do": (sparsify.sparsify, train.train, activations.activations, measure.measure, judge.judge, frontier.frontier),
     "Verify": (check.check, claims.claims),
 }.items():
     for _command in _commands:

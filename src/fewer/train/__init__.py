@@ -4,6 +4,8 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
+from .by_latents import ByLatents as ByLatents
+from .by_rows import ByRows as ByRows
 from .dictionaries import learn as learn
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of
@@ -22,3 +24,5 @@ from .source import Live as Live
 from .source import Rows as Rows
 from .source import Source as Source
 from .source import activations as activations
+from .stored import Stored as Stored
+from .storing import store as store

@@ -20,6 +20,7 @@ from .one import One
 from .pupil import PLAIN, Lesson, Pupil
 from .rate import Trapezoid
 from .rows import RowAdam
+from .sharing import ALONE, Sharing
 from .source import Source
 
 FIRST = 16  # batches from which mean and scale are taken
@@ -37,6 +38,7 @@ def learn(
     out: str | Path | None = None,
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
+    by: Sharing = ALONE,
 ) -> list[Dictionary]:
     """Many dictionaries from one stream, in which `sites` (name: columns) stand side by side; one site needs no name.
 
@@ -44,24 +46,27 @@ def learn(
     one dictionary a layer that reads there and writes there and at all later layers.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
+    Several processes that share the work (`by`, see `ByRows` and `ByLatents`) all call this, and all get what was learnt.
     Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
     first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
     known = Known.of(torch.cat(first), sites or {"": first[0].shape[1]})
-    several = [One(pupil.at([*known.sites]), known, lesson, len(first[0])) for pupil in pupils]
+    by.check(pupils, lesson, len(first[0]), together)
+    several = [One(pupil.at([*known.sites]), known, lesson, len(first[0]), by) for pupil in pupils]
     parameters = {f"{i}/{name}": t for i, one in enumerate(several) for name, t in one.tensors.items()}
     matrices = [f"{i}/{name}" for i, one in enumerate(several) for name in one.rows]
     optimizer = RowAdam(parameters, matrices, [f"{i}/decoder" for i in range(len(several))])
     compare = summed if together else apart
 
     def loss(batch: Tensor, progress: float) -> Tensor:
-        return compare(several, known, known.seen(batch), progress)
+        return by.loss(compare(several, known, known.seen(batch), progress))
 
     widest = max(one.tensors["encoder"].shape[1] for one in several)
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
     key = f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {sites} {together}"
-    train(parameters, loss, source, how, Kept(out, key) if out else None, told, optimizer)
+    kept, told = Kept(out, key, by) if out else None, None if by.crew.rank else told
+    train(parameters, loss, by.read(source), how, kept, told, optimizer, by)
     held = torch.cat([known.seen(batch) for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)])
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [

@@ -12,15 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .sharing import ALONE, Sharing
+
 
 class Kept:
     """`OUT.partial`: parameters and both moments of AdamW after some step. Noise and data are functions of the step.
 
-    The file appears whole or not at all. A run with another `key` does not go on with it.
+    The file appears whole or not at all. A run with another `key` does not go on with it. Of several processes the first
+    writes, what all hold together, to a disk that all see.
     """
 
-    def __init__(self, out: str | Path, key: str):
-        self.file = Path(f"{out}.partial")
+    def __init__(self, out: str | Path, key: str, by: Sharing = ALONE):
+        self.file, self.by = Path(f"{out}.partial"), by
         self.log, self.key = Path(f"{out}.jsonl"), hashlib.sha256(key.encode()).hexdigest()
 
     def save(self, done: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -28,6 +31,9 @@ class Kept:
         tensors = {f"value/{name}": p.detach() for name, p in parameters.items()}
         for name, p in parameters.items():
             tensors |= {f"{word}/{name}": t for word, t in optimizer.state[p].items()}
+        tensors = self.by.whole(tensors, everywhere=False)
+        if self.by.crew.rank:
+            return
         part = self.file.with_name(f".{self.file.name}.part")
         note = {"note": json.dumps({"key": self.key, "done": done})}
         try:
@@ -41,14 +47,21 @@ class Kept:
     def load(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
         """Put the state back and say how many steps were done: 0 if there is none of this job."""
         done = self._done()
+        if len(seen := {*self.by.crew.gather(done)}) > 1:
+            raise ValueError(
+                f"processes see {self.file} after different steps ({seen}): it must be on a disk that all see"
+            )
         if done:
             with safe_open(self.file, "pt") as file, torch.no_grad():
                 names = list(file.keys())
                 for name, p in parameters.items():
-                    p.copy_(file.get_tensor(f"value/{name}"))
-                    words = [n.partition("/")[0] for n in names if n.partition("/")[2] == name and n[:6] != "value/"]
-                    state = {word: file.get_tensor(f"{word}/{name}") for word in words}
+                    words = [n.partition("/")[0] for n in names if n.partition("/")[2] == name]
+                    held = self.by.mine({f"{word}/{name}": file.get_tensor(f"{word}/{name}") for word in words})
+                    state = {n.partition("/")[0]: t for n, t in held.items()}
+                    p.copy_(state.pop("value"))
                     optimizer.state[p] = {w: t if w == "step" else t.to(p.device) for w, t in state.items()}
+        if self.by.crew.rank:
+            return done
         lines = self.log.read_text().splitlines()[:done] if self.log.exists() and done else []
         self.log.write_text("".join(f"{line}\n" for line in lines))
         return done
@@ -63,6 +76,8 @@ class Kept:
 
     def tell(self, row: Mapping[str, Any]) -> None:
         """One more line in the log."""
+        if self.by.crew.rank:
+            return
         with self.log.open("a") as log:
             log.write(json.dumps(row) + "\n")
 

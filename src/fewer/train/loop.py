@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .kept import Kept
 from .rate import Cosine, Rate
+from .sharing import ALONE, Sharing
 from .source import Source
 
 Loss = Callable[[Tensor, float], Tensor]
@@ -50,12 +51,13 @@ def train(
     kept: Kept | None = None,
     told: Told | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    by: Sharing = ALONE,
 ) -> None:
     """Move `parameters` (leaves that ask for gradients) to lower `loss(batch, progress)`.
 
     `batches` are gone through again and again, in their order, or are a `Source`. `optimizer` is AdamW by default. Random numbers that `loss` draws from torch's own
     generators are seeded for each batch by seed and number, so a run that goes on from `kept` repeats what would have
-    come. `told` hears step, steps, loss, rate and norm after each step. ValueError: no batch, or a loss that is not finite.
+    come. Of several processes (`by`) each does its part of a step. `told` hears step, steps, loss, rate and norm after each step. ValueError: no batch, or a loss that is not finite.
     """
     device = next(iter(parameters.values())).device
     optimizer = optimizer or torch.optim.AdamW(list(parameters.values()), 1.0, how.betas, weight_decay=how.decay)
@@ -75,12 +77,13 @@ def train(
             total += found.item()
         if not math.isfinite(total):
             raise ValueError(f"step {step + 1}: the loss is {total}; lower the rate, {rate:g} now")
+        by.join(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), how.clip).item()
         optimizer.step()
         row = {"step": step + 1, "steps": how.steps, "loss": total, "rate": rate, "norm": norm}
         if kept:
             kept.tell(row)
-            if time.monotonic() - saved >= how.save_after or step + 1 == how.steps:
+            if by.agreed(time.monotonic() - saved >= how.save_after or step + 1 == how.steps):
                 kept.save(step + 1, parameters, optimizer)
                 saved = time.monotonic()
         if told:

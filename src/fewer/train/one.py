@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, ByPursuit, Dictionary, Own, Pass, Sparsifier, coded, missed, said, spoken
+from fewer.features import ByKeep, ByPursuit, Dictionary, Own, Pass, Sparsifier, said, spoken
 from fewer.layout import Codes
 
 from .known import Known
 from .pupil import Lesson, Pupil
+from .sharing import ALONE, Sharing
 
 Rows = Float[Tensor, "n dim"]
 RECENT = 0.99  # of how often a latent speaks, what a batch leaves of what was known before
@@ -21,11 +22,12 @@ RECENT = 0.99  # of how often a latent speaks, what a batch leaves of what was k
 class One:
     """Tensors by name, `own_*` being what the sparsifier learns; `silent` and `share` are not learnt.
 
-    The tokens since each latent spoke, and, for sparsifiers that ask for it, in which share of the recent tokens it did.
+    The tokens since each latent spoke, and, for sparsifiers that ask for it, in which share of the recent tokens it did. Where
+    processes share latents, each holds its own.
     """
 
-    def __init__(self, pupil: Pupil, known: Known, lesson: Lesson, batch: int):
-        self.pupil, self.known, self.lesson = pupil, known, lesson
+    def __init__(self, pupil: Pupil, known: Known, lesson: Lesson, batch: int, by: Sharing = ALONE):
+        self.pupil, self.known, self.lesson, self.by = pupil, known, lesson, by
         draw = torch.Generator().manual_seed(pupil.seed)
         d_in, d_out = (len(known.of_sites(known.mean, names)) for names in (pupil.reads, pupil.writes))
         first = F.normalize(torch.randn(pupil.latents, max(d_in, d_out), generator=draw), dim=1)
@@ -38,8 +40,8 @@ class One:
             **{f"own_{name}": t for name, t in pupil.sparsifier.begin(pupil.latents, pupil.budget).items()},
         }
         device = known.mean.device
-        self.tensors = {name: t.to(device).requires_grad_() for name, t in tensors.items()}
-        self.tensors["silent"] = torch.zeros(pupil.latents, device=device)
+        self.tensors = {name: t.to(device).requires_grad_() for name, t in by.mine(tensors).items()}
+        self.tensors["silent"] = torch.zeros(len(self.tensors["encoder"]), device=device)
         m = pupil.sparsifier
         self.shares = type(m).idle is not Sparsifier.idle
         if self.shares:
@@ -69,7 +71,7 @@ class One:
         beside = target if "skip" not in t else target - F.linear(x, t["skip"])
         if self.sparse:
             codes = self._codes(x)
-            found, error = missed(codes, [*m.views(codes)], t["decoder"], beside, t["decoder_bias"])
+            found, error = self.by.missed(codes, [*m.views(codes)], t["decoder"], beside, t["decoder_bias"])
         else:
             pre, z = self._dense(x)
             error = beside - t["decoder_bias"] - z @ t["decoder"]
@@ -80,13 +82,13 @@ class One:
     def says(self, rows: Rows) -> Float[Tensor, "n out"]:
         """What is said of what is read; who spoke is counted."""
         x, t = self._read(rows), self.tensors
-        z = spoken(self._codes(x), t["decoder"]) if self.sparse else self._dense(x)[1] @ t["decoder"]
+        z = self.by.added(spoken(self._codes(x), t["decoder"])) if self.sparse else self._dense(x)[1] @ t["decoder"]
         return z + t["decoder_bias"] + (F.linear(x, t["skip"]) if "skip" in t else 0)
 
     def _codes(self, x: Tensor) -> Codes:
         """Who speaks, and how loud."""
-        t, p, n = self.tensors, self.pupil, self.pupil.latents
-        codes, _ = coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
+        t, p, n = self.tensors, self.pupil, len(self.tensors["encoder"])
+        codes = self.by.coded(p.sparsifier, p.budget, x, t["encoder"], t["encoder_bias"], self.own)  # type: ignore[arg-type]
         loud = torch.where(codes.value != 0, codes.index, n).flatten()  # empty slots point behind the last
         heard = torch.zeros(n + 1, device=x.device)
         one = heard.new_ones(()).expand_as(loud)
@@ -112,40 +114,45 @@ class One:
 
     def _heard(self, counts: Tensor, tokens: int) -> None:
         """Who spoke, and, if it matters, in how many of `tokens` tokens."""
+        counts, tokens = self.by.heard(counts, tokens)
         self.tensors["silent"].add_(tokens).masked_fill_(counts > 0, 0)
         if self.shares:
             self.tensors["share"].mul_(RECENT).add_(counts / tokens, alpha=1 - RECENT)
         self.spare -= tokens
 
-    def _idle(self) -> Tensor:
-        """Who is taught by what the others leave over. Nobody, for a while, if nobody can have died since the last look."""
+    def _idle(self) -> tuple[Tensor, int]:
+        """Who is taught by what the others leave over, of the latents that are here, and how many there are in all.
+
+        Nobody, for a while, if nobody can have died since the last look.
+        """
         m, silent = self.pupil.sparsifier, self.tensors["silent"]
         if not self.lesson.aux or isinstance(m, ByPursuit) or (self.spare >= 0 and not self.shares):
-            return silent.new_zeros(0, dtype=torch.long)
+            return silent.new_zeros(0, dtype=torch.long), 0
         idle = m.idle(silent, self.tensors.get("share", silent), self.dead_after).nonzero()[:, 0]  # a GPU is waited for
-        if not len(idle):
-            self.spare = self.dead_after - int(silent.max())
-        return idle
+        if not (every := self.by.number(len(idle))):
+            self.spare = self.dead_after - int(self.by.most(silent.max().item()))
+        return idle, every
 
     def of_the_dead(self, rows: Rows, error: Float[Tensor, "n out"]) -> Tensor:
         """How much of `error` the loudest of the dead miss; their pre-activations count as they are, also below zero."""
-        dead = self._idle()
-        if not len(dead):
+        dead, every = self._idle()
+        if not every:
             return rows.new_zeros(())
-        x, t, k = self._read(rows), self.tensors, min(self.aux_latents, len(dead))
+        x, t, k = self._read(rows), self.tensors, min(self.aux_latents, every)
         with torch.no_grad():
-            value, at = F.linear(x, t["encoder"][dead], t["encoder_bias"][dead]).topk(k, dim=1, sorted=False)
+            value, at, here = self.by.loudest(F.linear(x, t["encoder"][dead], t["encoder_bias"][dead]), k)
         index = dead[at]
         z = said(x, t["encoder"], t["encoder_bias"], index, value)
-        rest = error - spoken(Codes(index, z, len(t["encoder"])), t["decoder"])
-        return self.lesson.aux * rest.square().mean() / error.square().mean().clamp(min=1e-12)
+        z = z if here is None else torch.where(here, z, 0.0)
+        rest = error - self.by.added(spoken(Codes(index, z, len(t["encoder"])), t["decoder"]))
+        return self.lesson.aux * rest.square().mean() / self.by.mean(error.square().mean()).clamp(min=1e-12)
 
     def done(self, held: Rows, about: Mapping[str, Any], others: Sequence[Sequence[str]]) -> Dictionary:
         """The dictionary, as plain activations want it: mean and scales are folded in.
 
         What it shares with `others`, by what they write, adds up: the mean of a site is said by the first who writes it.
         """
-        t, p, k = {name: tensor.detach() for name, tensor in self.tensors.items()}, self.pupil, self.known
+        t, p, k = self.by.whole({name: t.detach() for name, t in self.tensors.items()}), self.pupil, self.known
         mean, scale = k.of_sites(k.mean, p.reads), k.of_sites(k.scale, p.reads)
         scale_out, taken = k.of_sites(k.scale, p.writes), {name for names in others for name in names}
         first = {name: torch.zeros_like(k.mean[at]) if name in taken else k.mean[at] for name, at in k.sites.items()}

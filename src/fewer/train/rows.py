@@ -75,15 +75,15 @@ def _flat(p: Tensor) -> Tensor:
 def _all_of(uses: list[Use], grad: Tensor | None) -> tuple[Codes | None, Tensor]:
     """A gradient as `adam` takes it: who used which row, or all of it."""
     if grad is None:
-        return _together(uses)
+        return together(uses)
     if not uses:
         return None, _flat(grad)
     y = _flat(grad)
     every = torch.arange(len(y), device=y.device)[:, None]
-    return _together([*uses, (Codes(every, y.new_ones(len(y), 1), len(y)), y)])
+    return together([*uses, (Codes(every, y.new_ones(len(y), 1), len(y)), y)])
 
 
-def _together(uses: list[Use]) -> Use:
+def together(uses: list[Use]) -> Use:
     """One use that says what several do."""
     if len(uses) == 1:
         return uses[0]

@@ -23,6 +23,23 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Float[Tensor, "batch dim"]]:
         return self.since(0)
 
+    def share(self, rank: int, size: int) -> "Source":
+        """The rows of each batch that one of several processes works on: the same batches, cut into `size` parts."""
+        return Part(self, rank, size)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Source):
+    """One of the equal parts of each batch of another source, which is read whole."""
+
+    whole: Source
+    rank: int
+    size: int
+
+    def since(self, number: int) -> Iterator[Tensor]:
+        for batch in self.whole.since(number):
+            yield batch.tensor_split(self.size)[self.rank]
+
 
 @dataclass(frozen=True, eq=False)
 class Rows(Source):
