@@ -36,12 +36,11 @@ def unit(seed=1):
     return F.normalize(draw(LATENTS, DIM, seed=seed), dim=1)
 
 
-@pytest.mark.parametrize("name", ["batch_top_k", "mutual_choice", "matryoshka", "prox"])
+@pytest.mark.parametrize("name", ["batch_top_k", "mutual_choice", "matryoshka"])
 @pytest.mark.parametrize("text, k", [("3", 3), ("25%", 5), ("1:4", 5), ("100%", 20)])
 def test_a_batch_keeps_its_k_largest_of_all_exactly(name, text, k):
     m, pre = find(f"features/{name}")(), draw(ROWS, LATENTS)
-    size = pre.abs() if name == "prox" else pre
-    best = sorted((-size[i, j].item(), i, j) for i in range(ROWS) for j in range(LATENTS))[: ROWS * k]
+    best = sorted((-pre[i, j].item(), i, j) for i in range(ROWS) for j in range(LATENTS))[: ROWS * k]
     keep = m.keep(pre, budget(text))
     assert {(i, j) for i, j in keep.nonzero().tolist()} == {(i, j) for _, i, j in best}
 
@@ -217,26 +216,26 @@ def test_top_afa_is_exact_on_orthonormal_atoms():
 def test_prox_is_the_minimiser_of_its_penalty(q):
     pre = draw(ROWS, LATENTS)
     z = Prox(q).code(pre, budget("6"))
-    threshold = pre.abs().flatten().sort(descending=True).values[6 * ROWS].item()
-    landing = threshold * 2 * (1 - q) / (2 - q)  # tau = (2 - q) / (2 (1 - q)) (2 lambda (1 - q)) ^ (1 / (2 - q))
-    price = threshold if q == 1 else landing ** (2 - q) / (2 * (1 - q))
     grid = np.linspace(0, 4, 400_001)
-    cost = price * np.where(grid > 0, grid**q if q else 1.0, 0.0)
-    for v, ours in zip(pre.flatten().tolist(), z.flatten().tolist(), strict=True):
-        best = grid[np.argmin((grid - abs(v)) ** 2 / 2 + cost)]
-        if abs(abs(v) - threshold) > 1e-4:  # at the threshold itself, zero and the landing are as good
-            assert ours == pytest.approx(math.copysign(best, v) if best else 0.0, abs=2e-5)
+    for row, ours in zip(pre, z, strict=True):
+        threshold = row.abs().sort(descending=True).values[6].item()
+        landing = threshold * 2 * (1 - q) / (2 - q)  # tau = (2 - q) / (2 (1 - q)) (2 lambda (1 - q)) ^ (1 / (2 - q))
+        price = threshold if q == 1 else landing ** (2 - q) / (2 * (1 - q))
+        cost = price * np.where(grid > 0, grid**q if q else 1.0, 0.0)
+        for v, said in zip(row.tolist(), ours.tolist(), strict=True):
+            best = grid[np.argmin((grid - abs(v)) ** 2 / 2 + cost)]
+            if abs(abs(v) - threshold) > 1e-4:  # at the threshold itself, zero and the landing are as good
+                assert said == pytest.approx(math.copysign(best, v) if best else 0.0, abs=2e-5)
 
 
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0])
 def test_prox_has_the_slope_of_its_values(q):
-    pre, h = draw(ROWS, LATENTS), 1e-6
-    own = {"threshold": torch.tensor(0.7, dtype=torch.float64)}
+    pre, h, threshold = draw(ROWS, LATENTS), 1e-6, torch.tensor(0.7, dtype=torch.float64)
     x = pre.clone().requires_grad_()
-    Prox(q).serve(x, budget("6"), own).sum().backward()
-    slope = (Prox(q).serve(pre + h, budget("6"), own) - Prox(q).serve(pre - h, budget("6"), own)) / (2 * h)
-    away = (pre.abs() - 0.7).abs() > 1e-3
-    assert torch.allclose(x.grad[away], slope[away], atol=1e-4)
+    m, above = Prox(q), pre.abs() > 0.701
+    m.shrunk(x, threshold)[above].sum().backward()
+    slope = (m.shrunk(pre + h, threshold) - m.shrunk(pre - h, threshold)) / (2 * h)
+    assert torch.allclose(x.grad[above], slope[above], atol=1e-4)
 
 
 def pursued(m, x, atoms, k):

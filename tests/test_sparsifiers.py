@@ -25,7 +25,7 @@ from fewer.select import step
 from fewer.train import Lesson, Pupil, Rows, learn
 from fewer.train.known import Known
 from fewer.train.one import One
-from fewer.train.rows import RowAdam, _together
+from fewer.train.rows import RowAdam, together
 
 LEARN = [name for name in methods("features") if name != "features/random"]
 
@@ -167,7 +167,7 @@ def test_sparse_gradients_are_those_of_dense_autograd(sparsifier, k):
     assert found.item() == pytest.approx(total.item(), rel=1e-5)
     for name in ("encoder", "decoder"):
         owed = one.tensors[name].owed
-        assert torch.allclose(kernels.collect(*_together(owed)).double(), t[name].grad, atol=1e-6), name
+        assert torch.allclose(kernels.collect(*together(owed)).double(), t[name].grad, atol=1e-6), name
     for name in ("encoder_bias", "decoder_bias"):
         assert torch.allclose(one.tensors[name].grad.double(), t[name].grad, atol=1e-6), name
 
@@ -181,6 +181,16 @@ def _views(sparsifier, z, full, k):
     if isinstance(sparsifier, Matryoshka):
         return [(1 / 5, torch.where(full < width, z, 0.0)) for width in (2, 6, 14, 30, 64)]
     return [(1.0, z)]
+
+
+@pytest.mark.parametrize("name", methods("features"))
+def test_what_is_learnt_is_what_the_method_says(name):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    m = find(name)()
+    one = One(Pupil(m, budget("5"), 64).at([""]), Known.of(x, {"": 8}), Lesson(), 50)
+    w, b, atoms = (one.tensors[key] for key in ("encoder", "encoder_bias", "decoder"))
+    own = {**one.own, **(m.look(x, atoms) if m.looks else {})}
+    assert torch.allclose(one.says(x), m.code(x @ w.T + b, budget("5"), own) @ atoms, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["top_k", "batch_top_k", "jump_relu", "gated", "relu_l1", "adaptive_k", "top_afa"])

@@ -46,6 +46,7 @@ def dictionary(
     from fewer.dictionaries import save
     from fewer.models import open_model
     from fewer.train import Lesson, Live, learn
+    from fewer.train.dictionaries import HELD
     from fewer.train.kept import Kept
 
     from .judge import judged, unseen
@@ -57,14 +58,17 @@ def dictionary(
     pupil, taps = _pupil(sparsifier, kept, opened, wanted)
     text = _windows(data, tokenizer, wanted)
     test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
-    source = Live(opened, [*taps], text, BATCH, frozenset(tokenizer.all_special_ids), seed=wanted.seed)
+    special, later = frozenset(tokenizer.all_special_ids), min(HELD * BATCH // data[1], max(1, len(text) // 5))
+    source, unseen = (
+        Live(opened, [*taps], some, BATCH, special, seed=wanted.seed) for some in (text[:-later], text[-later:])
+    )
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
-    note(_plan(pupil, lesson.steps, text.numel()))
-    about = {"model": model, "data": data[0], "length": data[1], "distinct": text.numel()}
+    note(_plan(pupil, lesson.steps, source.windows.numel()))
+    about = {"model": model, "data": data[0], "length": data[1], "distinct": source.windows.numel()}
     sites = {str(tap): width for tap, width in taps.items()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about)
+        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about, unseen=unseen)
     save(learnt, out, force=force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")

@@ -128,9 +128,14 @@ def chosen(
 def _plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
     """How many the highest pre-activations of each row are kept, if that is the whole rule; else 0."""
     rule = isinstance(m, ByScore) and type(m).score is ByScore.score and type(m).keep is ByScore.keep
-    if not rule or budget.scope != "row" or budget.group or budget.unit != (1, 1):
+    if not rule or not by_places(m) or budget.scope != "row" or budget.group or budget.unit != (1, 1):
         return 0
     return min(budget.of(latents), latents)
+
+
+def by_places(m: Sparsifier) -> bool:
+    """Whether who may speak and what the pre-activation is there say all, so that `coded` is `m.code`."""
+    return isinstance(m, ByKeep) and type(m).code is ByKeep.code
 
 
 def coded(

@@ -1,24 +1,25 @@
 """The proximal family: one thresholding for each penalty |z|^q, hard and soft at its ends."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, ByBatch, Own, Pre
+from fewer.features import NOTHING, ByScore, Own, Pre
 from fewer.select import masked
 
 STEPS = 60  # each halves the distance at least
 
 
 @method(Paper("2301.10002", "Beyond l1 sparse coding in V1", 2023, ledger=428))
-class Prox(ByBatch):
+class Prox(ByScore):
     """z is where (z - pre)^2 / 2 + lambda |z|^q is least: zero up to a threshold, less than pre above it.
 
-    q = 0 is the hard threshold (z = pre above it), q = 1 the soft one (z = pre less lambda, of both signs), and between
-    them z = |pre| - lambda q z^(q - 1), with a jump at the threshold, from 0 to 2 (1 - q) / (2 - q) of it. Sparse autoencoders
-    are one such step (Zhu et al. 2025, 2510.00404: ReLU is q = 1 for z >= 0, JumpReLU and TopK are q = 0).
+    q = 0 is the hard threshold (z = pre above it, AbsTopK), q = 1 the soft one (z = pre less lambda, of both signs), and
+    between them z = |pre| - lambda q z^(q - 1), with a jump at the threshold, from 0 to 2 (1 - q) / (2 - q) of it. Sparse
+    autoencoders are one such step (Zhu et al. 2025, 2510.00404: ReLU is q = 1 for z >= 0, JumpReLU and TopK are q = 0).
 
-    Differs from the paper: lambda is not given but found, such that a batch keeps k a row; what comes alone uses the
-    threshold of held-out data. One step with a learnt encoder, not an iteration.
+    Differs from the paper: lambda is not given but found for each input, such that it keeps k. One step with a learnt
+    encoder, not an iteration.
 
     >>> Prox(q=1.0).code(torch.tensor([[3.0, -2.0, 1.0]]), budget("2"))
     tensor([[ 2., -1.,  0.]])
@@ -26,26 +27,19 @@ class Prox(ByBatch):
     tensor([[ 2.7000, -1.6100,  0.0000]])
     """
 
-    q: float = 0.0
+    by_size = True
+    q: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.q <= 1:
             raise ValueError(f"q={self.q}: give a number from 0 (hard) to 1 (soft)")
 
-    def score(self, pre: Pre) -> Pre:
-        return pre.abs()
-
     def code(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Pre:
         keep = self.keep(pre.detach(), budget)
-        threshold = pre.detach().abs().masked_fill(keep, 0).amax()
-        return masked(self._shrunk(pre, threshold), keep)
+        threshold = pre.detach().abs().masked_fill(keep, 0).amax(1, keepdim=True)
+        return masked(self.shrunk(pre, threshold), keep)
 
-    def serve(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Pre:
-        if "threshold" not in own:
-            return self.code(pre, budget, own)
-        return masked(self._shrunk(pre, own["threshold"]), pre.abs() > own["threshold"])
-
-    def _shrunk(self, pre: Pre, threshold: Tensor) -> Pre:
+    def shrunk(self, pre: Pre, threshold: Float[Tensor, "*one"]) -> Pre:
         """The larger solution of z = |pre| - lambda q z^(q - 1), with its sign; right above the threshold."""
         q, size = self.q, pre.detach().abs()
         landing = threshold * 2 * (1 - q) / (2 - q)  # where the threshold itself lands

@@ -39,6 +39,7 @@ def learn(
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
     by: Sharing = ALONE,
+    unseen: Source | None = None,
 ) -> list[Dictionary]:
     """Many dictionaries from one stream, in which `sites` (name: columns) stand side by side; one site needs no name.
 
@@ -46,6 +47,8 @@ def learn(
     one dictionary a layer that reads there and writes there and at all later layers.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
+    Thresholds for inference settle on the first batches of `unseen`, by default on those after the last; if these were seen
+    before, new inputs come to speak with some percent more latents (docs/LOG.md).
     Several processes that share the work (`by`, see `ByRows` and `ByLatents`) all call this, and all get what was learnt.
     Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
@@ -67,7 +70,8 @@ def learn(
     key = f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {sites} {together}"
     kept, told = Kept(out, key, by) if out else None, None if by.crew.rank else told
     train(parameters, loss, by.read(source), how, kept, told, optimizer, by)
-    held = torch.cat([known.seen(batch) for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)])
+    after = source.since(lesson.steps) if unseen is None else iter(unseen)
+    held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [
         one.done(held, note, [o.pupil.writes for o in several[:i]] if together else []) for i, one in enumerate(several)

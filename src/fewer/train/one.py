@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByKeep, ByPursuit, Dictionary, Own, Pass, Sparsifier, said, spoken
+from fewer.features import ByPursuit, Dictionary, Own, Pass, Sparsifier, by_places, said, spoken
 from fewer.layout import Codes
 
 from .known import Known
@@ -53,7 +53,7 @@ class One:
             raise ValueError(
                 f"{m.name} compares what is read with the decoder's atoms: read and write the same, no skip"
             )
-        self.sparse = isinstance(m, ByKeep) and type(m).penalty is Sparsifier.penalty and not m.looks
+        self.sparse = by_places(m) and type(m).penalty is Sparsifier.penalty and not m.looks
 
     @property
     def rows(self) -> tuple[str, ...]:
