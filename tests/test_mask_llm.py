@@ -186,7 +186,7 @@ def test_the_command_learns_says_how_to_use_it_and_goes_on(tmp_path, capsys):
     how += ["--steps", "2", "--prior", "weights/magnitude 2:4 @ *.layers.0.*", "-o", str(out)]
     assert main(["train", "weights/mask_llm", "2:4", *how]) == 0
     said = capsys.readouterr().err
-    assert "[2/2] loss" in said and "weights/mask_llm(file=" in said and "@ *.layers.0.self_attn.*" in said
+    assert "[2/2] learning: loss" in said and "weights/mask_llm(file=" in said and "@ *.layers.0.self_attn.*" in said
     assert len((tmp_path / "m.npz.jsonl").read_text().splitlines()) == 2
     assert main(["train", "weights/mask_llm", "2:4", *how]) == 2
     assert "exists; write --force" in capsys.readouterr().err

@@ -157,11 +157,11 @@ class One:
         scale_out, taken = k.of_sites(k.scale, p.writes), {name for names in others for name in names}
         first = {name: torch.zeros_like(k.mean[at]) if name in taken else k.mean[at] for name, at in k.sites.items()}
         own = {name: tensor.detach() for name, tensor in self.own.items()}
-        with torch.no_grad():
+        if type(p.sparsifier).settle is not Sparsifier.settle:
             x = self._read(held)
-            own |= p.sparsifier.settle(
-                F.linear(x, t["encoder"], t["encoder_bias"]), p.budget, {**self._owned(x), **own}
-            )
+            with torch.no_grad():
+                pre = F.linear(x, t["encoder"], t["encoder_bias"])
+                own |= p.sparsifier.settle(pre, p.budget, {**self._owned(x), **own})
         encoder = (t["decoder"] if isinstance(p.sparsifier, ByPursuit) else t["encoder"]) / scale
         skip = t["skip"] * scale_out[:, None] / scale if "skip" in t else None
         bias = t["decoder_bias"] * scale_out + torch.cat([first[name] for name in p.writes])
