@@ -10,12 +10,12 @@ from tiny import build
 
 from fewer.core import budget
 from fewer.dictionaries.judge import judge, principal_like, random_like
-from fewer.dictionaries.splice import all_but, replaced, spliced
+from fewer.dictionaries.splice import replaced, spliced
 from fewer.features import Dictionary
 from fewer.features.top_k import TopK
 from fewer.layout import Codes
 from fewer.measure import fvu, nll
-from fewer.models.tap import Tap, find_taps, tapped
+from fewer.models.tap import Tap, all_but, find_taps, tapped
 
 IDS = torch.randint(3, 99, (4, 12), generator=torch.Generator().manual_seed(0))
 SITES = {"llama": "layers.0", "gpt2": "h.0", "gpt_neox": "layers.0", "gemma2": "layers.1", "mixtral": "layers.0"}

@@ -44,10 +44,10 @@ def text(tokens: int):
 def read(model, ids, leave, device):
     """What the site says at every token that is not left alone."""
     from fewer.models import find_taps
-    from fewer.models.tap import activations
+    from fewer.models.tap import activations, all_but
 
     taps = find_taps(model, [SITE])
-    real = ~torch.isin(ids, torch.tensor(sorted(leave)))
+    real = all_but(leave)(ids)
     with torch.no_grad():
         parts = [
             activations(model, taps, some)[keep].float()
@@ -95,8 +95,10 @@ def measure(part: int, parts: int, tokens: int, device: str, latents: int) -> di
 
 def missed(d, x) -> float:
     """The share of the variance that is missed: what chooses the rate, on text that no test reads."""
-    rest = torch.cat([d(some) - some for some in x.split(BATCH)]).double()
-    return (rest.square().sum() / (x.double() - x.double().mean(0)).square().sum()).item()
+    from fewer.measure import reconstruction
+
+    coded = ((some, d.encode(some)) for some in x.split(BATCH))
+    return reconstruction((some, d.decode(codes, some), codes) for some, codes in coded).fvu.value
 
 
 def _told(began: float):

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewer.features import Dictionary
-from fewer.models.tap import activations, find_taps
+from fewer.models.tap import activations, all_but, find_taps
 
 from .spool import spooled
 from .store import Index
@@ -38,7 +38,7 @@ def indexed(
     spool = spooled(out, dictionary.latents, windows, about)
     if isinstance(spool, Index):
         return spool
-    left = torch.tensor(sorted(leave), dtype=windows.dtype)
+    real = all_but(leave)
     done = spool.done // windows.shape[1]
     with torch.no_grad():
         for some in windows[done:].split(AT_ONCE):
@@ -48,7 +48,7 @@ def indexed(
                 raise ValueError(
                     f"{sites}: {rows.shape[1]} numbers a token, the dictionary reads {wants}; another model?"
                 )
-            spool.add(dictionary.encode(rows.to(dictionary.encoder)), ~torch.isin(some, left).flatten())
+            spool.add(dictionary.encode(rows.to(dictionary.encoder)), real(some).flatten())
             done += len(some)
             if told:
                 told(done, len(windows))

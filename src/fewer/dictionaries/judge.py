@@ -16,10 +16,10 @@ from fewer.features.abs_top_k import AbsTopK
 from fewer.features.top_k import TopK
 from fewer.measure import Reconstruction, Reference, Score, mean, nll, paired, quality, ratio, reconstruction
 from fewer.measure.quality import at_rest, device_of
-from fewer.models.tap import Enough, Tap, tapped
+from fewer.models.tap import Enough, Tap, all_but, tapped
 
 from .fit import fit
-from .splice import all_but, replaced, spliced
+from .splice import replaced, spliced
 
 FIT = 2**16  # tokens from which means and controls are fitted
 Sides = tuple[Float[Tensor, "n in"], Float[Tensor, "n out"]]

@@ -6,29 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from fewer.features import Dictionary
 from fewer.layout import Codes
 from fewer.measure.quality import device_of
-from fewer.models.tap import Tap, find_taps, hooked
+from fewer.models.tap import Tap, Where, find_taps, hooked
 
-Where = Callable[[Tensor], Tensor]  # token ids to True where the dictionary speaks
 Edit = Callable[[Codes], Codes]
-
-
-def all_but(leave: frozenset[int]) -> Where:
-    """Every token but these: special ones, whose activations are like no others.
-
-    >>> all_but(frozenset({0}))(torch.tensor([[0, 5, 7]]))
-    tensor([[False,  True,  True]])
-    """
-
-    def where(ids: Int[Tensor, "*batch length"]) -> Bool[Tensor, "*batch length"]:
-        return ~torch.isin(ids, torch.tensor(sorted(leave), dtype=ids.dtype, device=ids.device))
-
-    return where
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fewer.features import Dictionary
 from fewer.layout import Codes
+from fewer.models.tap import Where
 
-from .splice import Where, spliced
+from .splice import spliced
 
 Amount = Float[Tensor, " tokens"]
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, ByKeep, Keep, Own, Pass, Pre, Scalar, total
+from fewer.features import NOTHING, ByKeep, Keep, Own, Pass, Pre, Scalar, of_batch, total
 from fewer.features._each import setting
-from fewer.select import select, top_each
+from fewer.select import top_each
 
 EDGE = (
     0.05  # a share is kept this far from 0 and 1 before its logit is taken: within 3, as the paper's steepness has it
@@ -52,7 +52,7 @@ class AdaptiveK(ByKeep):
 
     def penalty(self, seen: Pass, budget: Budget, own: Own = NOTHING) -> Scalar:
         pre, (low, high) = seen.pre.detach(), self._ends(budget, seen.pre)
-        best = select(pre, budget.with_count(total(budget, pre))).sum(1)
+        best = of_batch(pre, budget).sum(1)
         right = ((best - low) / max(high - low, 1)).clamp(EDGE, 1 - EDGE).logit()
         return self.weight * (_said(pre, own) - right).square().mean()
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fewer.core import Budget, Paper, method
-from fewer.features import NOTHING, ByPenalty, Own, Pass, Pre, Scalar, total
-from fewer.select import jump, select, step
+from fewer.features import NOTHING, ByPenalty, Own, Pass, Pre, Scalar, of_batch
+from fewer.select import jump, step
 
 
 @method(
@@ -53,5 +53,5 @@ class JumpRelu(ByPenalty):
     def settle(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> dict[str, Tensor]:
         theta = own["threshold"].abs()
         over = pre - theta
-        keep = select(over, budget.with_count(total(budget, pre)))
+        keep = of_batch(over, budget)
         return {"threshold": (theta + over.masked_fill(keep, -torch.inf).amax()).clamp(min=0)}

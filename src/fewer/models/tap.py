@@ -1,16 +1,30 @@
 """Read or replace what any module says or hears, by its path: no wrapper, and nothing stays behind."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Change = Callable[[Tensor], Tensor]
+Where = Callable[[Tensor], Tensor]  # token ids to True where something is done
+
+
+def all_but(leave: Collection[int]) -> Where:
+    """Every token but these: special ones, whose activations are like no others.
+
+    >>> all_but(frozenset({0}))(torch.tensor([[0, 5, 7]]))
+    tensor([[False,  True,  True]])
+    """
+
+    def where(ids: Int[Tensor, "*batch length"]) -> Bool[Tensor, "*batch length"]:
+        return ~torch.isin(ids, torch.tensor(sorted(leave), dtype=ids.dtype, device=ids.device))
+
+    return where
 
 
 class Enough(Exception):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fewer.models.tap import Tap, activations
+from fewer.models.tap import Tap, activations, all_but
 
 
 class Source(ABC):
@@ -117,7 +117,7 @@ class Live(Source):
         return list(torch.randperm(len(self.windows), generator=draw).split(self.pool))
 
     def _real(self, windows: Tensor) -> Tensor:
-        return ~torch.isin(self.windows[windows], torch.tensor(sorted(self.leave), dtype=self.windows.dtype))
+        return all_but(self.leave)(self.windows[windows])
 
     def _counts(self, pools: list[Tensor]) -> list[int]:
         """How many batches each pool fills: known from the tokens, without the model."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewer.core.replace import exchange
-from fewer.models.tap import Tap, activations
+from fewer.models.tap import Tap, activations, all_but
 
 from .stored import DTYPES, FORMAT, MANIFEST, check, header_of
 
@@ -95,7 +95,7 @@ class _Job:
 
     @cached_property
     def real(self) -> Bool[Tensor, "count length"]:
-        return ~torch.isin(self.windows, torch.tensor(sorted(self.leave), dtype=self.windows.dtype))
+        return all_but(self.leave)(self.windows)
 
     @cached_property
     def sites(self) -> dict[str, int]:
