@@ -1,0 +1,59 @@
+"""Others beside ours: each learns from the same rows in an environment of its own, and is judged as ours is.
+
+Environment variables name their pythons, as `tests/parity/test_dictionaries.py` says; who is not named is left out.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fewer.core import budget
+from fewer.features import Dictionary
+from fewer.features.top_k import TopK
+
+PEERS = pathlib.Path(__file__).parent / "peers"
+NAMES = ("sparsify", "dictionary_learning", "saelens")
+
+
+def there() -> Iterator[tuple[str, str]]:
+    """The peers that can be asked, and their pythons."""
+    for name in NAMES:
+        if python := os.environ.get(f"FEWER_PEER_{name.upper()}"):
+            yield name, python
+
+
+def asked(
+    name: str, python: str, rows: torch.Tensor, latents: int, k: int, batch: int, steps: int, rate: float
+) -> tuple[Dictionary, dict]:
+    """What a peer learns from these rows, and what a step cost it in CPU-seconds of one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, out, settings = (pathlib.Path(folder, end) for end in ("rows", "out", "settings"))
+        save_file({"rows": rows}, place)
+        given = {
+            "rows": str(place),
+            "dim": rows.shape[1],
+            "latents": latents,
+            "k": k,
+            "batch": batch,
+            "steps": steps,
+            "rate": rate,
+        }
+        settings.write_text(json.dumps(given))
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
+        call = [python, str(PEERS / f"{name}.py"), str(settings), str(out)]
+        said = subprocess.run(call, capture_output=True, text=True, env=env)
+        if said.returncode:
+            raise RuntimeError(f"{name}: {said.stderr[-2000:]}")
+        t = load_file(out)
+    spent = json.loads(next(line for line in said.stdout.splitlines() if line.startswith("spent: "))[7:])
+    parts = (t["encoder"], t["encoder_bias"], t["decoder"], t["decoder_bias"])
+    return Dictionary(TopK(), budget(str(k)), *parts), spent
