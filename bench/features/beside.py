@@ -28,28 +28,17 @@ def there() -> Iterator[tuple[str, str]]:
             yield name, python
 
 
-def asked(
-    name: str, python: str, rows: torch.Tensor, latents: int, k: int, batch: int, steps: int, rate: float
-) -> tuple[Dictionary, dict]:
-    """What a peer learns from these rows, and what a step cost it in CPU-seconds of one thread."""
+ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SPARSIFY_DISABLE_TRITON": "1"}  # its kernels want a GPU
+
+
+def asked(name: str, python: str, rows: torch.Tensor, k: int, **given: float) -> tuple[Dictionary, dict]:
+    """What a peer learns from these rows, and what a step cost it in CPU-seconds of one thread; `given` is as in peers/_learn.py."""
     with tempfile.TemporaryDirectory() as folder:
         place, out, settings = (pathlib.Path(folder, end) for end in ("rows", "out", "settings"))
         save_file({"rows": rows}, place)
-        given = {
-            "rows": str(place),
-            "dim": rows.shape[1],
-            "latents": latents,
-            "k": k,
-            "batch": batch,
-            "steps": steps,
-            "rate": rate,
-        }
-        settings.write_text(json.dumps(given))
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-        }
-        call = [python, str(PEERS / f"{name}.py"), str(settings), str(out)]
+        settings.write_text(json.dumps({"rows": str(place), "dim": rows.shape[1], "k": k, **given}))
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ALONE
+        call = [python, str(PEERS / f"with_{name}.py"), str(settings), str(out)]
         said = subprocess.run(call, capture_output=True, text=True, env=env)
         if said.returncode:
             raise RuntimeError(f"{name}: {said.stderr[-2000:]}")

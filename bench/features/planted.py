@@ -63,7 +63,10 @@ def main() -> None:
         told("random directions", learnt("top_k", rows, 1))
         for name, python in there():
             for rate in (1e-3, 3e-3):
-                told(f"{name}, rate {rate}", asked(name, python, rows, LATENTS, K, BATCH, STEPS, rate)[0])
+                told(
+                    f"{name}, rate {rate}",
+                    asked(name, python, rows, K, latents=LATENTS, batch=BATCH, steps=STEPS, rate=rate)[0],
+                )
         if data == next(iter(DATA)):
             for steps in (20, 50, 200, 1000):
                 l0 = (learnt("batch_top_k", rows, steps, k=16).encode(new).value != 0).sum(1).float().mean().item()

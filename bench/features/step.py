@@ -1,7 +1,8 @@
 """CPU-seconds of one training step of a TopK dictionary, and of its parts: `python -m bench.features.step`.
 
 One thread, float32, least and median of some rounds, taken in turn; the peak memory of a process that does nothing else. Ours beside the
-encoder's product alone, which nobody who looks at every latent goes below, and beside autograd through dense codes.
+encoder's product alone, which nobody who looks at every latent goes below, and beside autograd through dense codes. Others that are
+there (bench/features/beside.py) take seven steps each on the same rows, in processes of their own.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from bench.kernels._measure import machine
 from fewer import kernels
 from fewer.layout import Codes
 
-from ._steps import Ours, Plain, data
+from ._steps import RATE, Ours, Plain, data
+from .beside import asked, there
 
 
 def spent(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
@@ -80,6 +82,10 @@ def main() -> None:
     again = [sys.executable, "-m", "bench.features.step", "--peak", *(["--tiny"] if args.tiny else [])]
     peaks = [int(subprocess.run(again, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
     found["peak_bytes"] = peaks[1]  # the first may have compiled the loops, which takes more
+    dim, latents, k, batch = shape
+    for name, python in there():
+        given = {"latents": latents, "batch": batch, "steps": args.rounds + 1, "rate": RATE}
+        found.setdefault("others", {})[name] = asked(name, python, data(batch, dim, "cpu"), k, **given)[1]
     print(json.dumps(found, indent=1))
     if not args.tiny:
         (pathlib.Path(__file__).parent / "results" / "cpu.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,17 +1,9 @@
 """eai-sparsify 1.3.3: the body of its `Trainer.fit`, with Adam and its loss for the dead."""
 
-import os
-
-os.environ["SPARSIFY_DISABLE_TRITON"] = os.environ.get("SPARSIFY_DISABLE_TRITON", "1")  # its kernels want a GPU
-import sys
-
-sys.path.pop(0)  # this file has the package's name
 import torch
+from _learn import Given, folded, run
 from sparsify.config import SparseCoderConfig
 from sparsify.sparse_coder import SparseCoder
-
-sys.path.insert(0, os.path.dirname(__file__))
-from _learn import Given, folded, run
 
 
 def make(given: Given):

@@ -1,14 +1,8 @@
 """dictionary-learning 0.1.0: `TopKTrainer.update`, without its thousand steps of warming up."""
 
-import os
-import sys
-
-sys.path.pop(0)  # this file has the package's name
 import torch
-from dictionary_learning.trainers.top_k import TopKTrainer
-
-sys.path.insert(0, os.path.dirname(__file__))
 from _learn import Given, folded, run
+from dictionary_learning.trainers.top_k import TopKTrainer
 
 
 def make(given: Given):
