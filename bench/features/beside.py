@@ -1,6 +1,7 @@
 """Others beside ours: each learns from the same rows in an environment of its own, and is judged as ours is.
 
 Environment variables name their pythons, as `tests/parity/test_dictionaries.py` says; who is not named is left out.
+FEWER_PEER_PATH is a folder with packages that these environments have not.
 """
 
 import json
@@ -37,7 +38,7 @@ def asked(name: str, python: str, rows: torch.Tensor, k: int, **given: float) ->
         place, out, settings = (pathlib.Path(folder, end) for end in ("rows", "out", "settings"))
         save_file({"rows": rows}, place)
         settings.write_text(json.dumps({"rows": str(place), "dim": rows.shape[1], "k": k, **given}))
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ALONE
+        env = {**os.environ, **ALONE, "PYTHONPATH": os.environ.get("FEWER_PEER_PATH", "")}
         call = [python, str(PEERS / f"with_{name}.py"), str(settings), str(out)]
         said = subprocess.run(call, capture_output=True, text=True, env=env)
         if said.returncode:

@@ -166,7 +166,7 @@ def steps(dim: int, latents: int, k: int, batch: int) -> dict:
 
 def nested(dim: int, latents: int, k: int, batch: int) -> dict:
     """Loss of all prefixes, and the gradients of values, atoms and target."""
-    from fewer.features import missed
+    from fewer.features import Runs, missed
 
     make = torch.Generator(DEVICE).manual_seed(3)
     index = torch.randint(latents, (batch, k), generator=make, device=DEVICE)
@@ -178,8 +178,8 @@ def nested(dim: int, latents: int, k: int, batch: int) -> dict:
 
         def both(value=value, atoms=atoms, y=y):
             value.grad = atoms.grad = None
-            parts = [(1 / k, Codes(index[:, j : j + 1], value[:, j : j + 1], latents)) for j in range(k)]
-            missed(Codes(index, value, latents), parts, atoms, y, zero.to(y.dtype))[0].backward()
+            codes = Codes(index, value, latents)
+            missed(codes, Runs(codes, range(1, k + 1), [1 / k] * k), atoms, y, zero.to(y.dtype))[0].backward()
 
         def there(value=value, atoms=atoms, y=y):
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Steps of others beside ours on a GPU, in one process and from one batch: `python -m bench.features.gpu_beside`.
+"""Steps of others beside ours on a GPU, in one process and from one batch: `python -m bench.features.gpu_beside [PART ...]`.
 
 Others are imported from the environment, or from `.peers/` in the repository's root, where their packages may be put. Writes
 $OUT/beside-gpu.json (bench/features/results/ without $OUT) after each part.
@@ -22,11 +22,9 @@ from bench.kernels import _device as device
 from ._device import DEVICE, ms, normal
 from ._steps import Ours, Plain, data
 from .gpu import SHAPES, nested
-from .peers._absent import stand_in
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE / "peers"), str(HERE.parents[1] / ".peers")]
-stand_in()
 
 
 def given(dim: int, latents: int, k: int, batch: int) -> object:
@@ -101,6 +99,8 @@ def main() -> None:
     }
     folder = pathlib.Path(os.environ.get("OUT") or HERE / "results")
     for name, do in parts.items():
+        if not any(name.startswith(asked) for asked in sys.argv[1:] or [""]):
+            continue
         try:
             found[name] = do()
         except Exception as why:

@@ -5,9 +5,11 @@ batches of 1024, 2000 steps, judged on rows that were not seen; two kinds of dat
 directions; others that are there (bench/features/beside.py) at the rates 0.001 and 0.003, Adam.
 """
 
+import argparse
 import json
 import pathlib
 import platform
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +47,25 @@ def judged(d: Dictionary, truth: Planted, new: torch.Tensor) -> dict:
     }
 
 
+def others(rows: torch.Tensor, pool: ThreadPoolExecutor) -> dict[str, Future]:
+    """Each in a process of its own."""
+    given = {"latents": LATENTS, "batch": BATCH, "steps": STEPS}
+    return {
+        f"{name}, rate {rate}": pool.submit(asked, name, python, rows, K, rate=rate, **given)
+        for name, python in there()
+        for rate in (1e-3, 3e-3)
+    }
+
+
 def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--jobs", type=int, default=1, help="others that learn at a time")
+    ask.add_argument("--data", type=int, choices=(0, 1), help="one kind of data alone")
+    ask.add_argument("--out", type=pathlib.Path, default=OUT)
+    a = ask.parse_args()
     found: dict = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for data, (active, zipf) in DATA.items():
+    kinds = [*DATA.items()]
+    for data, (active, zipf) in kinds if a.data is None else [kinds[a.data]]:
         truth = Planted.make(256, 64, active, zipf, mean=0.5)
         rows, new = truth.draw(400 * BATCH)[0], truth.draw(64 * BATCH, seed=1)[0]
         table = found.setdefault(data, [])
@@ -55,23 +73,22 @@ def main() -> None:
         def told(who: str, d: Dictionary, truth=truth, new=new, table=table, data=data) -> None:
             table.append({"who": who, **judged(d, truth, new)})
             print(data, {k: round(v, 4) if isinstance(v, float) else v for k, v in table[-1].items()}, flush=True)
-            OUT.write_text(json.dumps(found, indent=1) + "\n")
+            a.out.write_text(json.dumps(found, indent=1) + "\n")
 
-        for name in METHODS:
-            for seed in range(SEEDS):
-                told(f"{name}, seed {seed}", learnt(name, rows, STEPS, seed=seed))
-        told("random directions", learnt("top_k", rows, 1))
-        for name, python in there():
-            for rate in (1e-3, 3e-3):
-                told(
-                    f"{name}, rate {rate}",
-                    asked(name, python, rows, K, latents=LATENTS, batch=BATCH, steps=STEPS, rate=rate)[0],
-                )
-        if data == next(iter(DATA)):
+        with ThreadPoolExecutor(a.jobs) as pool:
+            theirs = others(rows, pool)
+            for name in METHODS:
+                for seed in range(SEEDS):
+                    told(f"{name}, seed {seed}", learnt(name, rows, STEPS, seed=seed))
+            told("directions at first", learnt("top_k", rows, 1))
+            for who, future in theirs.items():
+                told(who, future.result()[0])
+        if data == kinds[0][0]:
             for steps in (20, 50, 200, 1000):
                 l0 = (learnt("batch_top_k", rows, steps, k=16).encode(new).value != 0).sum(1).float().mean().item()
                 found.setdefault("BatchTopK at 16: L0 by steps", {})[steps] = l0
                 print(f"BatchTopK at 16 after {steps} steps: L0 {l0:.2f}", flush=True)
+        a.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from unittest.mock import MagicMock
 
-NAMES = ("accelerate", "datasets", "pandas", "pyarrow", "wandb")
+NAMES = ("accelerate", "datasets", "nnsight", "pandas", "pyarrow", "wandb", "zstandard")
 
 
 class Absent(MetaPathFinder, Loader):

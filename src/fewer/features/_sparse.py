@@ -4,7 +4,8 @@ A matrix that carries a list `owed` (see `train.rows`) is not given its gradient
 what, is put on the list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,25 @@ from fewer import kernels
 from fewer.layout import Codes
 
 Use = tuple[Codes, Tensor]  # `kernels.collect` of the two is the gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Parts of codes that are runs of their slots: to slot `ends[0]`, to `ends[1]`, ..., the last; and the parts' weights.
+
+    >>> codes = Codes(torch.tensor([[4, 0, 7]]), torch.tensor([[3.0, 2.0, 1.0]]), 8)
+    >>> [(w, part.index.tolist()) for w, part in Runs(codes, [1, 3], [0.5, 0.5])]
+    [(0.5, [[4]]), (0.5, [[0, 7]])]
+    """
+
+    codes: Codes
+    ends: Sequence[int]
+    weights: Sequence[float]
+
+    def __iter__(self) -> Iterator[tuple[float, Codes]]:
+        index, value = self.codes.index, self.codes.value
+        for weight, first, end in zip(self.weights, [0, *self.ends], self.ends, strict=False):
+            yield weight, Codes(index[:, first:end], value[:, first:end], self.codes.size)
 
 
 def said(
@@ -43,7 +63,7 @@ def narrowed(t: Tensor) -> Tensor:
 
 def missed(
     codes: Codes,
-    parts: Sequence[tuple[float, Codes]],
+    parts: Iterable[tuple[float, Codes]],
     atoms: Float[Tensor, "latents out"],
     y: Float[Tensor, "rows out"],
     bias: Float[Tensor, " out"],
@@ -51,31 +71,20 @@ def missed(
     """The mean square of what is left of `y` after each part, by the parts' weights, and what bias and codes leave in the end.
 
     Parts add up to the codes and speak one after another, as `Sparsifier.views` has it. The mean is differentiable, what is
-    left is not. Parts that share out the slots cost one look at the atoms there and one back, however many they are.
+    left is not. Parts that are `Runs` cost one look at the atoms there and one back, however many they are.
     """
-    widths = [part.index.shape[1] for _, part in parts]
+    if isinstance(parts, Runs):
+        weight = y.new_zeros(parts.codes.index.shape[1])
+        weight[torch.tensor(parts.ends) - 1] = y.new_tensor(parts.weights)
+        return _Missed.apply(parts.codes.value, atoms, parts.codes.index, y - bias, weight)
+    parts = list(parts)
     if len(parts) == 1:
         return _Left.apply(codes.value, atoms, codes.index, y, bias)
-    if sum(widths) == codes.index.shape[1]:
-        weight = _at_ends(widths, [w for w, _ in parts]).to(y)
-        index, value = (torch.cat([getattr(part, name) for _, part in parts], 1) for name in ("index", "value"))
-        return _Missed.apply(value, atoms, index, y - bias, weight)
     total, rest = y.new_zeros(()), y - bias
     for share, part in parts:
         rest = rest - spoken(part, atoms)
         total = total + share * rest.square().mean()
     return total, rest.detach()
-
-
-def _at_ends(widths: list[int], shares: list[float]) -> Tensor:
-    """Each part's weight at its last slot.
-
-    >>> _at_ends([1, 2], [0.25, 0.75])
-    tensor([0.2500, 0.0000, 0.7500])
-    """
-    weight = torch.zeros(sum(widths))
-    weight[torch.tensor(widths).cumsum(0) - 1] = torch.tensor(shares)
-    return weight
 
 
 def _gradient(w: Tensor, owed: list[Use] | None, codes: Codes, y: Tensor) -> Tensor | None:

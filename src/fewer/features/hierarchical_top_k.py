@@ -1,10 +1,9 @@
 """HierarchicalTopK: one dictionary for every k."""
 
 import math
-from collections.abc import Iterator
 
 from fewer.core import Paper, method
-from fewer.features import ByScore
+from fewer.features import ByScore, Runs
 from fewer.layout import Codes
 
 
@@ -30,10 +29,9 @@ class HierarchicalTopK(ByScore):
 
     levels: tuple[float, ...] = ()
 
-    def views(self, codes: Codes) -> Iterator[tuple[float, Codes]]:
+    def views(self, codes: Codes) -> Runs:
         k = codes.value.shape[1]
         ends = sorted({min(k, math.ceil(k * share)) for share in self.levels} | {k} if self.levels else range(1, k + 1))
         order = codes.value.detach().sort(dim=1, descending=True, stable=True).indices
         index, value = codes.index.gather(1, order), codes.value.gather(1, order)
-        for first, end in zip([0, *ends], ends, strict=False):
-            yield 1 / len(ends), Codes(index[:, first:end], value[:, first:end], codes.size)
+        return Runs(Codes(index, value, codes.size), ends, [1 / len(ends)] * len(ends))

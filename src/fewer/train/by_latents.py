@@ -1,6 +1,6 @@
 """Several processes, each with its share of the latents: dictionaries that are too large for one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ class ByLatents(Sharing):
         return Codes(codes.index.gather(1, slot), value, codes.size)
 
     def missed(
-        self, codes: Codes, parts: Sequence[tuple[float, Codes]], atoms: Tensor, y: Tensor, bias: Tensor
+        self, codes: Codes, parts: Iterable[tuple[float, Codes]], atoms: Tensor, y: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         error = y - bias - self.added(spoken(codes, atoms))
         return error.square().mean(), error.detach()

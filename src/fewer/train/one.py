@@ -71,7 +71,7 @@ class One:
         beside = target if "skip" not in t else target - F.linear(x, t["skip"])
         if self.sparse:
             codes = self._codes(x)
-            found, error = self.by.missed(codes, [*m.views(codes)], t["decoder"], beside, t["decoder_bias"])
+            found, error = self.by.missed(codes, m.views(codes), t["decoder"], beside, t["decoder_bias"])
         else:
             pre, z = self._dense(x)
             error = beside - t["decoder_bias"] - z @ t["decoder"]

@@ -1,7 +1,7 @@
 """How several processes learn a dictionary together: where that differs from learning alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -55,7 +55,7 @@ class Sharing(ABC):
     def missed(
         self,
         codes: Codes,
-        parts: Sequence[tuple[float, Codes]],
+        parts: Iterable[tuple[float, Codes]],
         atoms: Float[Tensor, "latents out"],
         y: Float[Tensor, "rows out"],
         bias: Float[Tensor, " out"],
