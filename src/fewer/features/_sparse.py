@@ -6,6 +6,7 @@ what, is put on the list.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,8 +75,7 @@ def missed(
     left is not. Parts that are `Runs` cost one look at the atoms there and one back, however many they are.
     """
     if isinstance(parts, Runs):
-        weight = y.new_zeros(parts.codes.index.shape[1])
-        weight[torch.tensor(parts.ends) - 1] = y.new_tensor(parts.weights)
+        weight = _at_ends(tuple(parts.ends), tuple(parts.weights), y.dtype, y.device)
         return _Missed.apply(parts.codes.value, atoms, parts.codes.index, y - bias, weight)
     parts = list(parts)
     if len(parts) == 1:
@@ -85,6 +85,14 @@ def missed(
         rest = rest - spoken(part, atoms)
         total = total + share * rest.square().mean()
     return total, rest.detach()
+
+
+@lru_cache
+def _at_ends(ends: tuple[int, ...], weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Each run's weight at its last slot; kept, as to bring it to a GPU takes longer than to use it."""
+    weight = torch.zeros(ends[-1], dtype=dtype)
+    weight[torch.tensor(ends) - 1] = torch.tensor(weights, dtype=dtype)
+    return weight.to(device)
 
 
 def _gradient(w: Tensor, owed: list[Use] | None, codes: Codes, y: Tensor) -> Tensor | None:

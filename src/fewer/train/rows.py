@@ -27,7 +27,8 @@ class RowAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps, self.number = betas, eps, 0
+        self.scales: Tensor | None = None  # on a GPU
         self.unit = {id(parameters[name]) for name in unit}
         super().__init__([p for p in parameters.values() if p.requires_grad], {"lr": 1e-3})
         for name in rows:
@@ -39,22 +40,41 @@ class RowAdam(torch.optim.Optimizer):
             if hasattr(p, "owed"):
                 p.owed.clear()
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.count()
+        self.move()
+
+    def count(self) -> None:
+        """One step more: what is recorded of `move` finds here how far to go. All parameters count the same steps."""
+        known = [state["step"] for state in self.state.values() if state]
+        self.number = 1 + int(known[0]) if known else 1
+        for step in known:
+            step.fill_(self.number)
+        device = self._all()[0].device
+        if device.type == "cuda":
+            scales = torch.tensor(self._how().scales)
+            self.scales = scales.to(device) if self.scales is None else self.scales.copy_(scales)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """The step itself, with the number that was counted."""
         for p in self._all():
             uses: list[Use] = list(getattr(p, "owed", ()))
             if p.grad is None and not uses:
                 continue
             state = self.state[p]
             if not state:
-                state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            state["step"] += 1
-            move = Move(self.param_groups[0]["lr"], int(state["step"]), self.betas, self.eps, id(p) in self.unit)
+                number = torch.tensor(float(self.number))
+                state |= {"step": number, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             codes, y = _all_of(uses, p.grad)
             small = self._small(p) if uses else None
-            adam(*(_flat(t) for t in (p, state["exp_avg"], state["exp_avg_sq"])), codes, y, move, small)
+            moved = (_flat(t) for t in (p, state["exp_avg"], state["exp_avg_sq"]))
+            adam(*moved, codes, y, self._how(id(p) in self.unit), small)
             if small is not None:
                 p.small = small, p._version  # type: ignore[attr-defined]
+
+    def _how(self, unit: bool = False) -> Move:
+        return Move(self.param_groups[0]["lr"], self.number, self.betas, self.eps, unit, self.scales)
 
     def _small(self, p: Tensor) -> Tensor | None:
         """Where a matrix on a GPU is kept in bfloat16 too: it is read so until the next step (`features.narrowed`)."""

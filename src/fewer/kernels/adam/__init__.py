@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,8 @@ class Move:
     """A step of Adam (Kingma and Ba 2015, 1412.6980): the `number`-th from 1, without weight decay.
 
     `unit`: rows have length 1 and keep it. The gradient's part along a row is taken off first, the row is divided by its
-    length afterwards (Bricken et al. 2023, Towards Monosemanticity).
+    length afterwards (Bricken et al. 2023, Towards Monosemanticity). `lies`: `scales` on a GPU, where they may be put before a
+    step that is repeated as it was recorded.
     """
 
     rate: float
@@ -22,11 +24,26 @@ class Move:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     unit: bool = False
+    lies: Tensor | None = None
 
     @property
     def corrected(self) -> tuple[float, float]:
         """What the moments are multiplied by, as both began at 0."""
         return 1 / (1 - self.betas[0] ** self.number), 1 / (1 - self.betas[1] ** self.number)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """w -= rate m / (root sqrt(v) + eps): rate and root, with both corrections in them.
+
+        >>> Move(0.5, 1, betas=(0.5, 0.75)).scales
+        (1.0, 2.0)
+        """
+        a, b = self.corrected
+        return self.rate * a, b**0.5
+
+    def there(self, device: torch.device) -> Tensor:
+        """`scales` on a GPU."""
+        return torch.tensor(self.scales, device=device) if self.lies is None else self.lies
 
 
 def adam(

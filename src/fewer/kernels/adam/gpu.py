@@ -18,10 +18,11 @@ WHOLE_LANES, WHOLE_MANY = 256, 4  # where a program must hold all of a row
 
 @triton.jit
 def _adam(
-    w, first, second, start, whose, amount, y, small, dim, rate, keep1, keep2, new1, new2, root, eps,
+    w, first, second, start, whose, amount, y, small, scales, dim, keep1, keep2, new1, new2, eps,
     UNIT: tl.constexpr, GIVEN: tl.constexpr, SMALL: tl.constexpr, MANY: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`rate` and `root` hold the corrections of the two moments: w -= rate m / (root sqrt(v) + eps). GIVEN: `y` is the gradient."""
+    """w -= rate m / (root sqrt(v) + eps), with rate and root, `scales`, lying on the GPU. GIVEN: `y` is the gradient."""
+    rate, root = tl.load(scales), tl.load(scales + 1)
     atom, cols = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside, place = cols < dim, atom * dim + cols
     row = tl.load(w + place, mask=inside, other=0.0).to(tl.float32)
@@ -59,15 +60,14 @@ def adam(
     state = [t if t.is_contiguous() else t.contiguous() for t in (w, first, second)]
     rows, dim = (1, w.numel()) if codes is None and not move.unit else w.shape
     uses = (w, w, w) if codes is None else by_atom(codes)
-    a, b = move.corrected
     beta1, beta2 = move.betas
     tile = max(16, triton.next_power_of_2(dim))
     lanes, many = (WHOLE_LANES, WHOLE_MANY) if move.unit else (LANES, MANY)
     tile = tile if move.unit else min(tile, TILE)
     if w.numel():
         _adam[(rows, triton.cdiv(dim, tile))](
-            *state, *uses, y.contiguous(), w if small is None else small, dim,
-            move.rate * a, beta1, beta2, 1 - beta1, 1 - beta2, b**0.5, move.eps,
+            *state, *uses, y.contiguous(), w if small is None else small, move.there(w.device), dim,
+            beta1, beta2, 1 - beta1, 1 - beta2, move.eps,
             UNIT=move.unit, GIVEN=codes is None, SMALL=small is not None, MANY=many, TILE=tile,
             num_warps=min(16, max(1, tile // lanes)),
         )  # fmt: skip
