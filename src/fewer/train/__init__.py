@@ -8,8 +8,11 @@ from .aims import Aim as Aim
 from .aims import Ce as Ce
 from .aims import Downstream as Downstream
 from .aims import Kl as Kl
+from .boosting import boosted as boosted
+from .boosting import learn_boost as learn_boost
 from .by_latents import ByLatents as ByLatents
 from .by_rows import ByRows as ByRows
+from .codebooks import learn_codebooks as learn_codebooks
 from .dictionaries import learn as learn
 from .end_to_end import learn_through as learn_through
 from .learner import Learner as Learner

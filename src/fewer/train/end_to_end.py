@@ -129,7 +129,12 @@ def _loss(
         return plain.new_zeros(*ids.shape, plain.shape[1]).masked_scatter(real[..., None], plain)
 
     reads, writes = ([Tap.read(name) for name in names] for names in (pupil.reads, pupil.writes))
-    with at_rest(model), torch.enable_grad(), rewritten(model, reads, writes, say, lambda _: real), tapped(model, [*later.values()]) as heard:
+    with (
+        at_rest(model),
+        torch.enable_grad(),
+        rewritten(model, reads, writes, say, lambda _: real),
+        tapped(model, [*later.values()]) as heard,
+    ):
         logits = model(input_ids=ids, use_cache=False).logits
         run = Run(ids, logits, {name: heard[tap] for name, tap in later.items()}, real)
     left = known.of_sites(rows, pupil.writes) - said.detach()
