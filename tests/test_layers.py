@@ -5,9 +5,17 @@ import math
 
 import pytest
 import torch
+from tiny import build
 
+from fewer.core import budget
+from fewer.dictionaries import load, save, spliced
+from fewer.dictionaries.judge import judge
+from fewer.dictionaries.layered import at_layers, heard, layer_report, layered
+from fewer.features.top_k import TopK
 from fewer.layout import Codes
 from fewer.measure.layers import amad, angular_distance, layer_cosine, layer_groups, layer_spread
+from fewer.models import find_taps
+from fewer.train import Lesson, Live, Pupil, learn
 
 
 def draw(*shape, seed=0):
@@ -116,3 +124,29 @@ def test_what_does_not_fit_is_a_sentence():
         layer_spread([codes_of(torch.ones(n, 3, 4)) for n in (2, 3)])
     with pytest.raises(ValueError, match="no token was heard"):
         angular_distance([])
+
+
+def test_one_dictionary_over_layers_is_put_in_judged_and_told_at_each(tmp_path):
+    model, ids = build("llama"), torch.randint(3, 99, (24, 8), generator=torch.Generator().manual_seed(0))
+    taps = find_taps(model, ["layers.0", "layers.1"])
+    source = Live(model, taps, ids, 64, frozenset({5}), spread=True)
+    (learnt,) = learn([Pupil(TopK(), budget("4"), 40)], source, Lesson(20, rate=1e-2))
+    d = layered(learnt, list(map(str, taps)))
+    save(d, tmp_path / "d")
+    assert [at.reads for at in at_layers(load(tmp_path / "d"))] == [("model.layers.0",), ("model.layers.1",)]
+    rows, spread = layer_report(d, model, ids, {5})
+    for at, row in zip(at_layers(d), rows, strict=True):
+        alone = judge(at, model, ids, frozenset({5}), controls=False)[0]
+        assert alone["fvu"] == pytest.approx(row["fvu"], rel=1e-5) and alone["l0"] == row["l0"] and "kl" in alone
+        with torch.no_grad(), spliced(model, at):
+            assert not torch.equal(model(ids).logits, build("llama")(ids).logits)
+    x = torch.stack([*torch.cat(list(heard(model, taps, ids, {5})), 1)])
+    cosine = torch.nn.functional.cosine_similarity(x[0].double(), x[1].double(), dim=-1).mean().item()
+    assert rows[0]["cosine"] == pytest.approx(cosine, abs=1e-6) and "cosine" not in rows[1]
+    said = [d.encode(layer).value.sum().item() for layer in x]
+    assert (
+        rows[0]["share"] == pytest.approx(said[0] / sum(said), rel=1e-4)
+        and 0 <= spread.ratio_token <= spread.ratio_prompt <= 1
+    )
+    with pytest.raises(ValueError, match="is for one site"):
+        layer_report(at_layers(d)[0], model, ids)

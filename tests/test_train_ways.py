@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewer.cli import main
-from fewer.dictionaries import load
+from fewer.dictionaries import load, load_all
 
 QUICK = ["--latents", "64", "--tokens", "512", "--length", "32", "--test", "2", "--json"]
 SITE = ["--site", "layers.0"]
@@ -51,12 +51,28 @@ def test_through_the_model_and_on_top_of_another(capsys, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".partial") == []
 
 
+def test_neighbouring_layers_share_a_dictionary(capsys, tmp_path):
+    groups = ["--site", "layers.*", "--groups", "2"]
+    run = told(capsys, "train", "features/top_k", "8", *groups, *QUICK, "-o", tmp_path / "groups")
+    rows = [json.loads(line) for line in run.out.splitlines()]
+    two = load_all(tmp_path / "groups")
+    layers = [site for d in two for site in d.about["layers"]]
+    assert len(two) == 2 and layers == [f"model.layers.{i}" for i in range(len(layers))] and len(layers) > 2
+    judged = [row["reads"] for row in rows if row.get("name") == "dictionary"]
+    assert judged == [[site] for site in layers], "each at each of its layers"
+    assert "mean over groups of the largest angle" in run.err and two[0].reads == ()
+    again = told(capsys, "judge", tmp_path / "groups", "--test", "2", "--json").out.splitlines()
+    assert [row["l0"] for row in map(json.loads, again) if row["name"] == "dictionary"] == [8] * len(layers)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ([*SITE, "--loss", "mse"], "--loss mse: write error, kl or ce"),
         ([*SITE, "--start", "x"], "--start goes with --loss kl or ce"),
         ([*SITE, "--boost", "x"], "--boost has the sites of its dictionary"),
+        ([*SITE, "--groups", "2", "--skip"], "--groups has one dictionary for what several sites say"),
+        (["--site", "layers.*.nothing", "--groups", "2"], "--site layers.*.nothing: the model has no such modules"),
         (["--boost", "nowhere"], "nowhere: no such directory"),
     ],
 )

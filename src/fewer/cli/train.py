@@ -12,6 +12,7 @@ from ._train_options import (
     Accumulate,
     Batch,
     Boost,
+    Groups,
     Latents,
     Loss,
     Prior,
@@ -53,6 +54,7 @@ def train(
     keep: Loss = "error",
     start: Start = None,
     boost: Boost = None,
+    groups: Groups = None,
     where: Where = "*",
     prior: Prior = None,
     steps: Steps = 200,
@@ -66,13 +68,14 @@ def train(
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
     written, on text that it has not seen, as `fewer judge` does it.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --start sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --start sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
     from fewer.train import Cosine, Training
 
     from ._train_dictionary import Wanted, dictionary
+    from ._train_groups import groups as by_groups
     from ._train_masks import masks
 
     axis = method.partition("/")[0]
@@ -83,6 +86,8 @@ def train(
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
         wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, keep, start, boost)
+        if groups:
+            return by_groups(pupil, kept, model, out, (data, length), wanted, groups, device, force, json)  # type: ignore[arg-type]
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))
