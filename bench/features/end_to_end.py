@@ -27,12 +27,12 @@ def text(tokens: int, test: int):
     return ids, unseen, frozenset(tokenizer.all_special_ids)
 
 
-def measure(steps: int, latents: int, k: int, device: str, test: int) -> dict:
+def measure(steps: int, latents: int, k: int, device: str, test: int, out: pathlib.Path) -> None:
     from fewer.core import budget
     from fewer.dictionaries.judge import judge
     from fewer.features.top_k import TopK
     from fewer.models import Tap, open_model
-    from fewer.train import Downstream, Lesson, Live, Pupil, Windows, learn, learn_through
+    from fewer.train import Downstream, Kl, Lesson, Live, Pupil, Windows, learn, learn_through
 
     model, _ = open_model("bundled", device)
     ids, unseen, leave = text(steps * LENGTH * WINDOWS * 2, test)
@@ -42,36 +42,27 @@ def measure(steps: int, latents: int, k: int, device: str, test: int) -> dict:
     half, whole, sites = Lesson(steps // 2), Lesson(steps), {SITE: width}
     later = tuple(f"model.layers.{i}" for i in range(5, model.config.num_hidden_layers))
 
-    def after_local(rate=None):
+    def after_local(aim):
         (start,) = learn([pupil], live, half, sites)
-        return learn_through(pupil, model, windows, lesson=Lesson(steps - steps // 2, rate), start=start, leave=leave)
+        return learn_through(pupil, model, windows, aim, Lesson(steps - steps // 2), start, leave)
 
     ways = {
         "local": lambda: learn([pupil], live, whole, sites)[0],
         "end to end": lambda: learn_through(pupil, model, windows, lesson=whole, leave=leave),
-        "half local, then end to end": after_local,
-        "end to end and downstream": lambda: learn_through(
-            pupil, model, windows, Downstream(later), whole, leave=leave
-        ),
+        "half local, then end to end": lambda: after_local(Kl()),
+        "half local, then end to end and downstream": lambda: after_local(Downstream(later)),
     }
-    rows = []
+    rows: list[dict] = []
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+    about = {"model": "bundled", "site": SITE, "latents": latents, "k": k, "steps": steps}
+    about |= {"tokens": steps * LENGTH * WINDOWS, "test_tokens": unseen.numel(), "device": where}
     for name, way in ways.items():
         began = time.process_time()
         found = judge(way(), model, unseen, leave, batch=4, controls=False)[0]
-        rows.append(
-            {"name": name} | {key: found[key] for key in KEYS} | {"cpu_s": round(time.process_time() - began, 1)}
-        )
+        spent = {"cpu_s": round(time.process_time() - began, 1)}
+        rows.append({"name": name} | {key: found[key] for key in KEYS} | spent)
         print(rows[-1], flush=True)
-    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    about = {
-        "model": "bundled",
-        "site": SITE,
-        "latents": latents,
-        "k": k,
-        "steps": steps,
-        "tokens": steps * LENGTH * WINDOWS,
-    }
-    return {"about": about | {"device": where, "torch": torch.__version__, "test_tokens": unseen.numel()}, "rows": rows}
+        out.write_text(json.dumps({"about": about | {"torch": torch.__version__}, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -83,8 +74,7 @@ def main() -> None:
     ask.add_argument("--device", default="cpu")
     ask.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     a = ask.parse_args()
-    found = measure(a.steps, a.latents, a.k, a.device, a.test)
-    (a.out / "end_to_end.json").write_text(json.dumps(found, indent=1) + "\n")
+    measure(a.steps, a.latents, a.k, a.device, a.test, a.out / "end_to_end.json")
 
 
 if __name__ == "__main__":
