@@ -58,7 +58,7 @@ class Downstream(Aim):
     """
 
     sites: tuple[str, ...]
-    first: Aim = Kl()  # noqa: RUF009  frozen
+    first: Aim = Kl()
     weight: float = 1.0
 
     def __post_init__(self) -> None:

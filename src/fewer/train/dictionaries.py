@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewer.features import Dictionary
+from fewer.features.boosted import Boosted
+from fewer.features.codebook import Codebook
 
 from .kept import Kept
 from .known import Known
@@ -81,7 +83,14 @@ def taught(
     told: Told | None = None,
     by: Sharing = ALONE,
 ) -> None:
-    """Teach dictionaries what lowers `loss(batch, progress)`; with `out`, a run of the same `key` that was killed goes on."""
+    """Teach dictionaries what lowers `loss(batch, progress)`; with `out`, a run of the same `key` that was killed goes on.
+
+    ValueError: a rule that is not learnt so.
+    """
+    for m in (one.pupil.sparsifier for one in several):
+        if isinstance(m, Codebook | Boosted):
+            way = "with its model: learn_codebooks" if isinstance(m, Codebook) else "in parts: learn_boost"
+            raise ValueError(f"{m.name} is learnt {way} (fewer.train)")
     parameters = {f"{i}/{name}": t for i, one in enumerate(several) for name, t in one.tensors.items()}
     matrices = [f"{i}/{name}" for i, one in enumerate(several) for name in one.rows]
     optimizer = RowAdam(parameters, matrices, [f"{i}/decoder" for i in range(len(several))])

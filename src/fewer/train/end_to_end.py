@@ -68,7 +68,8 @@ def learn_through(
     def loss(ids: Tensor, progress: float) -> Tensor:
         return _loss(one, model, taps, dict(zip(aim.sites, later, strict=True)), aim, ids, real(ids), progress)
 
-    key = f"{one.pupil} through {aim} {known.mean.double().sum().item()!r} {start is not None}"
+    begun = one.tensors["decoder"].detach().double().sum().item()
+    key = f"{one.pupil} through {aim} {known.mean.double().sum().item()!r} {begun!r}"
     with _unmoved(model):
         taught([one], loss, windows, lesson, key, out, told)
     after = windows.since(lesson.steps) if unseen is None else iter(unseen)
