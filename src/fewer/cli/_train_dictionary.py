@@ -34,6 +34,7 @@ class Wanted:
     keep: str = "error"
     start: str | None = None
     boost: str | None = None
+    groups: int | None = None
 
 
 def dictionary(
@@ -54,9 +55,12 @@ def dictionary(
     from fewer.train.dictionaries import HELD
     from fewer.train.kept import Kept
 
+    from ._train_groups import groups
     from ._train_ways import Said
     from .judge import judged, unseen
 
+    if wanted.groups:
+        return groups(sparsifier, kept, model, out, data, wanted, wanted.groups, device, force, json)
     way = _way(wanted)
     wanted = way.at_sites(wanted)
     if not wanted.reads:

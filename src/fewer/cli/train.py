@@ -75,7 +75,6 @@ def train(
     from fewer.train import Cosine, Training
 
     from ._train_dictionary import Wanted, dictionary
-    from ._train_groups import groups as by_groups
     from ._train_masks import masks
 
     axis = method.partition("/")[0]
@@ -85,9 +84,8 @@ def train(
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, keep, start, boost)
-        if groups:
-            return by_groups(pupil, kept, model, out, (data, length), wanted, groups, device, force, json)  # type: ignore[arg-type]
+        sites, other = (tuple(site or ()), tuple(to or ())), (keep, start, boost, groups)
+        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))

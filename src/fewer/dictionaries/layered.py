@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fewer.features import Dictionary
 from fewer.measure import LayerSpread, layer_cosine, layer_spread, reconstruction
-from fewer.measure.quality import at_rest
+from fewer.measure.quality import at_rest, device_of
 from fewer.models.tap import Tap, activations, all_but, find_taps
 
 
@@ -41,7 +41,7 @@ def heard(
     real = all_but(leave)
     for ids in windows.split(1):
         with at_rest(model):
-            rows = activations(model, taps, ids)[real(ids)]
+            rows = activations(model, taps, ids)[real(ids).to(device_of(model))]
         if rows.shape[1] % len(taps):
             raise ValueError(f"{', '.join(map(str, taps))}: {rows.shape[1]} numbers a token are not of equal widths")
         yield rows.view(len(rows), len(taps), -1).transpose(0, 1)
@@ -60,7 +60,7 @@ def layer_report(
         raise ValueError(
             "this dictionary is for one site: give one of several layers (`layered`, fewer train --groups)"
         )
-    taps = find_taps(model, [d.reads[0] for d in at])
+    taps, dictionary = find_taps(model, [d.reads[0] for d in at]), dictionary.to(device_of(model))
     pieces = list(heard(model, taps, windows, leave))
     codes = [[dictionary.encode(x) for x in window] for window in pieces]
     spread, alike = layer_spread(codes), layer_cosine(pieces)

@@ -63,11 +63,11 @@ def learn_boost(
 
     Differs from the paper: the second sees its inputs about their mean and scaled, and its dead are taught.
     """
-    device = base.encoder.device
+    base = base.to(next(iter(source)).device)
     beside = Beside(source, base)
     first = torch.cat([batch for batch, _ in zip(beside, range(FIRST), strict=False)])
     widths = {READ: base.encoder.shape[1], MISSED: base.decoder.shape[1]}
-    known = Known.of(first.to(device), widths)
+    known = Known.of(first, widths)
     known = replace(known, mean=torch.cat([known.mean[known.sites[READ]], torch.zeros_like(base.decoder_bias)]).float())
     one = One(replace(pupil, reads=(READ,), writes=(MISSED,)), known, lesson, len(first) // FIRST)
     one.tensors["decoder_bias"].requires_grad_(False)
