@@ -27,7 +27,8 @@ from fewer.train.known import Known
 from fewer.train.one import One
 from fewer.train.rows import RowAdam, together
 
-LEARN = [name for name in methods("features") if name != "features/random"]
+APART = ("features/random", "features/codebook", "features/boosted")  # a control; learnt with a model; learnt in parts
+LEARN = [name for name in methods("features") if name not in APART]
 
 
 PLANTED = """

@@ -14,6 +14,8 @@ from ._text import LEARNT, tokenizer_for
 if TYPE_CHECKING:
     from fewer.features import Sparsifier
 
+    from ._train_ways import Way
+
 BATCH = 1024  # tokens in a step
 
 
@@ -29,6 +31,10 @@ class Wanted:
     seed: int
     skip: bool
     test: int  # windows to judge on
+    keep: str = "error"
+    start: str | None = None
+    boost: str | None = None
+    groups: int | None = None
 
 
 def dictionary(
@@ -45,12 +51,18 @@ def dictionary(
     """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
     from fewer.dictionaries import save
     from fewer.models import open_model
-    from fewer.train import Lesson, Live, learn
+    from fewer.train import Lesson
     from fewer.train.dictionaries import HELD
     from fewer.train.kept import Kept
 
+    from ._train_groups import groups
+    from ._train_ways import Said
     from .judge import judged, unseen
 
+    if wanted.groups:
+        return groups(sparsifier, kept, model, out, data, wanted, wanted.groups, device, force, json)
+    way = _way(wanted)
+    wanted = way.at_sites(wanted)
     if not wanted.reads:
         raise ValueError("--site is missing: say what the dictionary reads, such as --site layers.4")
     tokenizer = tokenizer_for(model, LEARNT)
@@ -59,21 +71,38 @@ def dictionary(
     text = _windows(data, tokenizer, wanted)
     test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
     special, later = frozenset(tokenizer.all_special_ids), min(HELD * BATCH // data[1], max(1, len(text) // 5))
-    source, unseen = (
-        Live(opened, [*taps], some, BATCH, special, seed=wanted.seed) for some in (text[:-later], text[-later:])
-    )
+    said = Said(opened, taps, text[:-later], text[-later:], special, wanted.seed)
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
-    note(_plan(pupil, lesson.steps, source.windows.numel()))
-    about = {"model": model, "data": data[0], "length": data[1], "distinct": source.windows.numel()}
-    sites = {str(tap): width for tap, width in taps.items()}
+    note(_plan(pupil, lesson.steps, said.text.numel()))
+    about = {"model": model, "data": data[0], "length": data[1], "distinct": said.text.numel()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about, unseen=unseen)
+        learnt = way.learnt(pupil, said, lesson, out, told, about)
     save(learnt, out, force=force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")
     if test is not None:
         judged(learnt, opened, tokenizer, test, data[0], json)
+
+
+def _way(wanted: Wanted) -> "Way":
+    """How it is learnt. ValueError: options that say two things at once."""
+    from fewer.dictionaries import load
+
+    from ._train_ways import AIMS, Boost, Plain, Through
+
+    if wanted.keep not in ("error", *AIMS):
+        raise ValueError(f"--loss {wanted.keep}: write error, {' or '.join(AIMS)}")
+    through = wanted.keep != "error"
+    if wanted.start and not through:
+        raise ValueError("--start goes with --loss kl or ce")
+    if wanted.boost and (through or wanted.reads or wanted.writes or wanted.skip):
+        raise ValueError(
+            "--boost has the sites of its dictionary, and learns its error: without --site, --to, --skip, --loss"
+        )
+    if wanted.boost:
+        return Boost(load(wanted.boost))
+    return Through(AIMS[wanted.keep](), load(wanted.start) if wanted.start else None) if through else Plain()
 
 
 def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -> tuple[Any, dict[Any, int]]:

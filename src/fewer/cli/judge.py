@@ -48,15 +48,16 @@ def judge(
 ) -> None:
     """Judge a dictionary on text, beside a random one, principal components, and the model as it is.
 
-    Nothing is learnt or written. Of several dictionaries in one directory, each is judged.
+    Nothing is learnt or written. Of several dictionaries in one directory, each is judged; one for several layers, at each.
 
     Examples: `fewer judge sae` · `fewer judge hf:owner/name/folder --model gpt2 --data hf:owner/text/train:text`
     """
     from dataclasses import replace
 
     from fewer.dictionaries import load_all
+    from fewer.dictionaries.layered import at_layers
 
-    several = load_all(dictionary)
+    several = [at for d in load_all(dictionary) for at in at_layers(d)]
     if site:
         several = [replace(d, reads=tuple(site), writes=tuple(to or site)) for d in several]
     about = several[0].about

@@ -8,7 +8,24 @@ import typer
 from ._bar import Bar, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
-from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps, Test, To, Tokens, Where, Windows
+from ._train_options import (
+    Accumulate,
+    Batch,
+    Boost,
+    Groups,
+    Latents,
+    Loss,
+    Prior,
+    Site,
+    Skip,
+    Start,
+    Steps,
+    Test,
+    To,
+    Tokens,
+    Where,
+    Windows,
+)
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
@@ -34,6 +51,10 @@ def train(
     tokens: Tokens = 500_000,
     test: Test = 64,
     skip: Skip = False,
+    keep: Loss = "error",
+    start: Start = None,
+    boost: Boost = None,
+    groups: Groups = None,
     where: Where = "*",
     prior: Prior = None,
     steps: Steps = 200,
@@ -47,7 +68,7 @@ def train(
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
     written, on text that it has not seen, as `fewer judge` does it.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --start sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
@@ -63,7 +84,8 @@ def train(
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test)
+        sites, other = (tuple(site or ()), tuple(to or ())), (keep, start, boost, groups)
+        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,6 +87,23 @@ class ClampWhenActive(Edit):
 
 
 EDITS: Mapping[str, type[Edit]] = {e.__name__: e for e in (Add, Set, ScaleWhenActive, ClampWhenActive)}
+
+
+def instead(latents: Sequence[int], say: float = 1.0) -> Callable[[Codes], Codes]:
+    """These latents and no others, `say` each, at every token: for `spliced(..., edit=...)`. So a codebook's codes are forced
+    (Tamkin et al. 2023, 2310.17230, section 4).
+
+    >>> instead([7])(Codes(torch.tensor([[4, 2], [1, 3]]), torch.ones(2, 2), 9))
+    Codes(index=tensor([[7],
+            [7]]), value=tensor([[1.],
+            [1.]]), size=9)
+    """
+
+    def edit(codes: Codes) -> Codes:
+        index = torch.tensor([*latents], device=codes.index.device).expand(len(codes.index), -1)
+        return Codes(index.contiguous(), torch.full_like(index, say, dtype=codes.value.dtype), codes.size)
+
+    return edit
 
 
 @contextlib.contextmanager

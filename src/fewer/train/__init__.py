@@ -4,9 +4,17 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
+from .aims import Aim as Aim
+from .aims import Ce as Ce
+from .aims import Downstream as Downstream
+from .aims import Kl as Kl
+from .boosting import boosted as boosted
+from .boosting import learn_boost as learn_boost
 from .by_latents import ByLatents as ByLatents
 from .by_rows import ByRows as ByRows
+from .codebooks import learn_codebooks as learn_codebooks
 from .dictionaries import learn as learn
+from .end_to_end import learn_through as learn_through
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of
 from .loop import Training as Training
@@ -23,6 +31,7 @@ from .rate import Trapezoid as Trapezoid
 from .source import Live as Live
 from .source import Rows as Rows
 from .source import Source as Source
+from .source import Windows as Windows
 from .source import activations as activations
 from .stored import Stored as Stored
 from .storing import store as store

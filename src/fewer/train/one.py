@@ -81,9 +81,20 @@ class One:
 
     def says(self, rows: Rows) -> Float[Tensor, "n out"]:
         """What is said of what is read; who spoke is counted."""
-        x, t = self._read(rows), self.tensors
-        z = self.by.added(spoken(self._codes(x), t["decoder"])) if self.sparse else self._dense(x)[1] @ t["decoder"]
-        return z + t["decoder_bias"] + (F.linear(x, t["skip"]) if "skip" in t else 0)
+        return self.told(rows, 0.0)[0]
+
+    def told(self, rows: Rows, progress: float) -> tuple[Float[Tensor, "n out"], Float[Tensor, ""]]:
+        """What is said of what is read, and what the sparsifier adds to a loss; who spoke is counted."""
+        x, t, m = self._read(rows), self.tensors, self.pupil.sparsifier
+        skipped = F.linear(x, t["skip"]) if "skip" in t else 0
+        if self.sparse:
+            z = self.by.added(spoken(self._codes(x), t["decoder"]))
+            return z + t["decoder_bias"] + skipped, rows.new_zeros(())
+        pre, z = self._dense(x)
+        target = self.known.of_sites(rows, self.pupil.writes)
+        seen = Pass(x, target, pre, z, t["decoder"], t["decoder_bias"], progress)
+        cost = m.penalty(seen, self.pupil.budget, self._owned(x))
+        return z @ t["decoder"] + t["decoder_bias"] + skipped, cost
 
     def _codes(self, x: Tensor) -> Codes:
         """Who speaks, and how loud."""

@@ -73,6 +73,32 @@ class Rows(Source):
 
 
 @dataclass(frozen=True, eq=False)
+class Windows(Source):
+    """Windows of tokens, some at a time, in a new order in each pass: for what is learnt by running the model.
+
+    >>> next(iter(Windows(torch.tensor([[5, 6]]), 1)))
+    tensor([[5, 6]])
+    """
+
+    windows: Int[Tensor, "count length"]
+    batch: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.windows) < self.batch or self.batch < 1 or self.windows.shape[1] < 2:
+            raise ValueError(
+                f"{len(self.windows)} windows of {self.windows.shape[1]} tokens: give at least {max(1, self.batch)} of at least 2"
+            )
+
+    def since(self, number: int) -> Iterator[Tensor]:
+        each = len(self.windows) // self.batch
+        for at in itertools.count(number):
+            draw = torch.Generator().manual_seed((self.seed << 20) + at // each)
+            order = torch.randperm(len(self.windows), generator=draw)
+            yield self.windows[order[at % each * self.batch :][: self.batch]]
+
+
+@dataclass(frozen=True, eq=False)
 class Live(Source):
     """Activations of a running model at some taps, side by side, token by token.
 
