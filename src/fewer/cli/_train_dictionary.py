@@ -1,7 +1,7 @@
 """fewer train features/...: a dictionary, learnt on what a model says at some sites."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class Wanted:
     seed: int
     skip: bool
     test: int  # windows to judge on
+    forms: tuple[str, str, str]  # how it reads, what its atoms may be, where it begins
+    hide: float  # the share of columns that who speaks does not see
 
 
 def dictionary(
@@ -62,7 +64,7 @@ def dictionary(
     source, unseen = (
         Live(opened, [*taps], some, BATCH, special, seed=wanted.seed) for some in (text[:-later], text[-later:])
     )
-    lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
+    lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed, hide=wanted.hide)
     note(_plan(pupil, lesson.steps, source.windows.numel()))
     about = {"model": model, "data": data[0], "length": data[1], "distinct": source.windows.numel()}
     sites = {str(tap): width for tap, width in taps.items()}
@@ -86,9 +88,26 @@ def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -
     wide = widths(model, [*reads, *writes])
     latents = wanted.latents or 8 * sum(wide[tap] for tap in reads)
     names = tuple(map(str, reads)), tuple(map(str, writes or reads))
-    return Pupil(sparsifier, kept, latents, wanted.seed, *names), {
-        tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])
+    slopes = {replace(tap, gradient=True): wide[tap] for tap in reads if sparsifier.feels}
+    return Pupil(sparsifier, kept, latents, wanted.seed, *names, *_forms(wanted)), {
+        **{tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])},
+        **slopes,
     }
+
+
+def _forms(wanted: Wanted) -> list[Any]:
+    """Encoder, decoder and start. ValueError: a method that is something else."""
+    from fewer.core.spell import method_of
+    from fewer.features import Decoder, Encoder, Start
+
+    found = []
+    for option, text, kind in zip(
+        ("encoder", "decoder", "start"), wanted.forms, (Encoder, Decoder, Start), strict=True
+    ):
+        found.append(method_of(text, "features"))
+        if not isinstance(found[-1], kind):
+            raise ValueError(f"--{option} {text}: this is no {option}; see `fewer methods features`")
+    return found
 
 
 def _plan(pupil: Any, steps: int, distinct: int) -> str:

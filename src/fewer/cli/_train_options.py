@@ -19,6 +19,14 @@ TEST = "Windows of unseen text to judge it on; 0: do not."
 Test = Annotated[int, typer.Option(min=0, help=TEST, rich_help_panel=DICTIONARIES)]
 SKIP = "A linear map beside the latents (with --to)."
 Skip = Annotated[bool, typer.Option("--skip", help=SKIP, rich_help_panel=DICTIONARIES)]
+ENCODER = "How it reads: features/linear, features/kronecker(m=8, n=8)."
+Encoder = Annotated[str, typer.Option(help=ENCODER, rich_help_panel=DICTIONARIES)]
+DECODER = "What its atoms may be: features/free, features/archetypal(points=256)."
+Decoder = Annotated[str, typer.Option(help=DECODER, rich_help_panel=DICTIONARIES)]
+START = "Where its directions begin: features/isotropic, features/subspace."
+Start = Annotated[str, typer.Option(help=START, rich_help_panel=DICTIONARIES)]
+HIDE = "The share of columns hidden from who speaks, on which the error is measured."
+Hide = Annotated[float, typer.Option(min=0, max=0.99, help=HIDE, rich_help_panel=DICTIONARIES)]
 WHERE = "Which maps: '*', roles, groups or patterns."
 Where = Annotated[str, typer.Option(help=WHERE, rich_help_panel=MASKS)]
 Prior = Annotated[str | None, typer.Option(help=PRIOR, rich_help_panel=MASKS)]

@@ -8,7 +8,24 @@ import typer
 from ._bar import Bar, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
-from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps, Test, To, Tokens, Where, Windows
+from ._train_options import (
+    Accumulate,
+    Batch,
+    Decoder,
+    Encoder,
+    Hide,
+    Latents,
+    Prior,
+    Site,
+    Skip,
+    Start,
+    Steps,
+    Test,
+    To,
+    Tokens,
+    Where,
+    Windows,
+)
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
@@ -34,6 +51,10 @@ def train(
     tokens: Tokens = 500_000,
     test: Test = 64,
     skip: Skip = False,
+    encoder: Encoder = "features/linear",
+    decoder: Decoder = "features/free",
+    start: Start = "features/isotropic",
+    hide: Hide = 0.0,
     where: Where = "*",
     prior: Prior = None,
     steps: Steps = 200,
@@ -56,14 +77,15 @@ def train(
     from ._train_dictionary import Wanted, dictionary
     from ._train_masks import masks
 
-    axis = method.partition("/")[0]
-    if axis not in ("features", "weights"):
+    if (axis := method.partition("/")[0]) not in ("features", "weights"):
         raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
     pupil, kept = method_of(method, axis), amount(budget)
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test)
+        wanted = Wanted(
+            tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, (encoder, decoder, start), hide
+        )
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))
