@@ -12,7 +12,7 @@ from fewer.dictionaries import load, load_all, save
 from fewer.dictionaries._probe import probing
 from fewer.dictionaries.doors import FORMS
 from fewer.dictionaries.hooks import hook_of, path_of
-from fewer.features import Dictionary
+from fewer.features import Dictionary, Sparsifier
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.top_k import TopK
 
@@ -28,7 +28,7 @@ OWN = {
 BECOME = {"hierarchical_top_k": "top_k", "feature_choice": "jump_relu"}  # elsewhere than here
 JUMPS = ("jump_relu", "batch_top_k", "matryoshka", "feature_choice", "relu_l1")
 HOLD = {  # form -> the sparsifiers that it has a place for
-    "fewer": tuple(name.removeprefix("features/") for name in methods("features")),
+    "fewer": tuple(n.removeprefix("features/") for n in methods("features") if issubclass(find(n), Sparsifier)),
     "saelens": (*JUMPS, "top_k", "hierarchical_top_k", "abs_top_k", "gated"),
     "sparsify": ("top_k", "hierarchical_top_k"),
     "dictionary_learning": (*JUMPS, "top_k", "hierarchical_top_k", "gated"),

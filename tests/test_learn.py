@@ -7,7 +7,7 @@ from fewer.core import budget, find
 from fewer.features.batch_top_k import BatchTopK
 from fewer.features.matching_pursuit import MatchingPursuit
 from fewer.features.top_k import TopK
-from fewer.train import Lesson, Pupil, Rows, learn
+from fewer.train import Apart, Lesson, Pupil, Rows, Summed, learn
 
 SITES = {"one": {"a": 8}, "transcoder": {"a": 8, "b": 6}, "crosscoder": {"a": 5, "b": 4}}
 TEN = Lesson(10, rate=1e-2, dead_after=100)
@@ -69,11 +69,11 @@ def test_a_cross_layer_transcoder_adds_up():
         Pupil(TopK(), budget("6"), 24, 1, ("in2",), ("out2",)),
     ]
     missed = {}
-    for together in (False, True):
+    for together in (Apart(), Summed()):
         found = learn(pupils, Rows(rows, 100), Lesson(500, rate=1e-2), sites, together=together)
         said = [d(x) for d, x in zip(found, read, strict=True)]
-        second = said[0][:, 5:] + said[1] if together else said[1]
-        missed[together] = (
+        second = said[0][:, 5:] + said[1] if together.adds else said[1]
+        missed[together.adds] = (
             (second - written[1]).square().sum() / (written[1] - written[1].mean(0)).square().sum()
         ).item()
         assert ((said[0][:, :5] - written[0]).square().mean() / written[0].var(0).mean()).item() < 0.1

@@ -12,7 +12,7 @@ import torch
 
 from fewer import kernels
 from fewer.core import budget, find, methods
-from fewer.features import ByPenalty, Sparsifier
+from fewer.features import ByFrequency, ByPenalty, Sparsifier
 from fewer.features.abs_top_k import AbsTopK
 from fewer.features.batch_top_k import BatchTopK
 from fewer.features.feature_choice import FeatureChoice
@@ -27,8 +27,10 @@ from fewer.train.known import Known
 from fewer.train.one import One
 from fewer.train.rows import RowAdam, together
 
+SPARSE = [name for name in methods("features") if issubclass(find(name), Sparsifier)]
+CHOOSE = [name for name in SPARSE if not find(name).feels]  # see test_gradient_dictionaries.py
 APART = ("features/random", "features/codebook", "features/boosted")  # a control; learnt with a model; learnt in parts
-LEARN = [name for name in methods("features") if name not in APART]
+LEARN = [n for n in CHOOSE if n not in APART and not issubclass(find(n), ByFrequency)]  # see test_forms.py
 
 
 PLANTED = """
@@ -184,7 +186,7 @@ def _views(sparsifier, z, full, k):
     return [(1.0, z)]
 
 
-@pytest.mark.parametrize("name", methods("features"))
+@pytest.mark.parametrize("name", CHOOSE)
 def test_what_is_learnt_is_what_the_method_says(name):
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     m = find(name)()

@@ -35,7 +35,7 @@ def test_through_the_model_and_on_top_of_another(capsys, tmp_path):
         *QUICK,
         "--loss",
         "kl",
-        "--start",
+        "--from",
         tmp_path / "sae",
         "-o",
         tmp_path / "kl",
@@ -71,7 +71,7 @@ def test_neighbouring_layers_share_a_dictionary(capsys, tmp_path):
     ("options", "says"),
     [
         ([*SITE, "--loss", "mse"], "--loss mse: write error, kl or ce"),
-        ([*SITE, "--start", "x"], "--start goes with --loss kl or ce"),
+        ([*SITE, "--from", "x"], "--from goes with --loss kl or ce"),
         ([*SITE, "--boost", "x"], "--boost has the sites of its dictionary"),
         ([*SITE, "--groups", "2", "--skip"], "--groups has one dictionary for what several sites say"),
         (["--site", "layers.*.nothing", "--groups", "2"], "--site layers.*.nothing: the model has no such modules"),

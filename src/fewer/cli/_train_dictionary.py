@@ -1,7 +1,7 @@
 """fewer train features/...: a dictionary, learnt on what a model says at some sites."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,10 @@ class Wanted:
     seed: int
     skip: bool
     test: int  # windows to judge on
+    forms: tuple[str, str, str]  # how it reads, what its atoms may be, where it begins
+    hide: float  # the share of columns that who speaks does not see
     keep: str = "error"
-    start: str | None = None
+    begin: str | None = None
     boost: str | None = None
     groups: int | None = None
 
@@ -72,7 +74,7 @@ def dictionary(
     test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
     special, later = frozenset(tokenizer.all_special_ids), min(HELD * BATCH // data[1], max(1, len(text) // 5))
     said = Said(opened, taps, text[:-later], text[-later:], special, wanted.seed)
-    lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
+    lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed, hide=wanted.hide)
     note(_plan(pupil, lesson.steps, said.text.numel()))
     about = {"model": model, "data": data[0], "length": data[1], "distinct": said.text.numel()}
     with Bar(json) as bar:
@@ -94,15 +96,15 @@ def _way(wanted: Wanted) -> "Way":
     if wanted.keep not in ("error", *AIMS):
         raise ValueError(f"--loss {wanted.keep}: write error, {' or '.join(AIMS)}")
     through = wanted.keep != "error"
-    if wanted.start and not through:
-        raise ValueError("--start goes with --loss kl or ce")
+    if wanted.begin and not through:
+        raise ValueError("--from goes with --loss kl or ce")
     if wanted.boost and (through or wanted.reads or wanted.writes or wanted.skip):
         raise ValueError(
             "--boost has the sites of its dictionary, and learns its error: without --site, --to, --skip, --loss"
         )
     if wanted.boost:
         return Boost(load(wanted.boost))
-    return Through(AIMS[wanted.keep](), load(wanted.start) if wanted.start else None) if through else Plain()
+    return Through(AIMS[wanted.keep](), load(wanted.begin) if wanted.begin else None) if through else Plain()
 
 
 def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -> tuple[Any, dict[Any, int]]:
@@ -115,9 +117,26 @@ def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -
     wide = widths(model, [*reads, *writes])
     latents = wanted.latents or 8 * sum(wide[tap] for tap in reads)
     names = tuple(map(str, reads)), tuple(map(str, writes or reads))
-    return Pupil(sparsifier, kept, latents, wanted.seed, *names), {
-        tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])
+    slopes = {replace(tap, gradient=True): wide[tap] for tap in reads if sparsifier.feels}
+    return Pupil(sparsifier, kept, latents, wanted.seed, *names, *_forms(wanted)), {
+        **{tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])},
+        **slopes,
     }
+
+
+def _forms(wanted: Wanted) -> list[Any]:
+    """Encoder, decoder and start. ValueError: a method that is something else."""
+    from fewer.core.spell import method_of
+    from fewer.features import Decoder, Encoder, Start
+
+    found = []
+    for option, text, kind in zip(
+        ("encoder", "decoder", "start"), wanted.forms, (Encoder, Decoder, Start), strict=True
+    ):
+        found.append(method_of(text, "features"))
+        if not isinstance(found[-1], kind):
+            raise ValueError(f"--{option} {text}: this is no {option}; see `fewer methods features`")
+    return found
 
 
 def _plan(pupil: Any, steps: int, distinct: int) -> str:

@@ -40,9 +40,9 @@ def groups(
     from ._train_dictionary import _windows
     from .judge import judged, unseen
 
-    if wanted.writes or wanted.skip or wanted.start or wanted.boost or wanted.keep != "error":
+    if wanted.writes or wanted.skip or wanted.begin or wanted.boost or wanted.keep != "error":
         raise ValueError(
-            "--groups has one dictionary for what several sites say: without --to, --skip, --loss, --start, --boost"
+            "--groups has one dictionary for what several sites say: without --to, --skip, --loss, --from, --boost"
         )
     tokenizer = tokenizer_for(model, LEARNT)
     opened, _ = open_model(model, device)
@@ -88,8 +88,8 @@ def _learnt(
         for some in (text[:-later], text[-later:])
     )
     width = next(iter(source)).shape[1]
-    pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed)
-    lesson = Lesson(max(1, wanted.tokens // front.BATCH), wanted.rate, seed=wanted.seed)
+    pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed, (), (), *front._forms(wanted))
+    lesson = Lesson(max(1, wanted.tokens // front.BATCH), wanted.rate, seed=wanted.seed, hide=wanted.hide)
     (d,) = learn([pupil], source, lesson, out=out, told=told, about=about, unseen=unseen)
     return layered(d, [str(tap) for tap in taps])
 

@@ -21,12 +21,20 @@ SKIP = "A linear map beside the latents (with --to)."
 Skip = Annotated[bool, typer.Option("--skip", help=SKIP, rich_help_panel=DICTIONARIES)]
 LOSS = "What it is to keep: error (what the site says), kl (what the model predicts), ce (the text's own next token)."
 Loss = Annotated[str, typer.Option("--loss", help=LOSS, rich_help_panel=DICTIONARIES)]
-START = "A dictionary of the same kind and size to begin with (with --loss kl or ce)."
-Start = Annotated[str | None, typer.Option(help=START, rich_help_panel=DICTIONARIES)]
+FROM = "A dictionary of the same kind and size to begin with (with --loss kl or ce)."
+From = Annotated[str | None, typer.Option("--from", help=FROM, rich_help_panel=DICTIONARIES)]
 BOOST = "A dictionary that stays as it is: what it misses on this text is learnt, and OUT holds both as one."
 Boost = Annotated[str | None, typer.Option(help=BOOST, rich_help_panel=DICTIONARIES)]
 GROUPS = "Deal out neighbouring --site's to so many groups by likeness; each group has one dictionary, below OUT."
 Groups = Annotated[int | None, typer.Option(min=1, help=GROUPS, rich_help_panel=DICTIONARIES)]
+ENCODER = "How it reads: features/linear, features/kronecker(m=8, n=8)."
+Encoder = Annotated[str, typer.Option(help=ENCODER, rich_help_panel=DICTIONARIES)]
+DECODER = "What its atoms may be: features/free, features/archetypal(points=256)."
+Decoder = Annotated[str, typer.Option(help=DECODER, rich_help_panel=DICTIONARIES)]
+START = "Where its directions begin: features/isotropic, features/subspace."
+Start = Annotated[str, typer.Option(help=START, rich_help_panel=DICTIONARIES)]
+HIDE = "The share of columns hidden from who speaks, on which the error is measured."
+Hide = Annotated[float, typer.Option(min=0, max=0.99, help=HIDE, rich_help_panel=DICTIONARIES)]
 WHERE = "Which maps: '*', roles, groups or patterns."
 Where = Annotated[str, typer.Option(help=WHERE, rich_help_panel=MASKS)]
 Prior = Annotated[str | None, typer.Option(help=PRIOR, rich_help_panel=MASKS)]

@@ -12,7 +12,11 @@ from ._train_options import (
     Accumulate,
     Batch,
     Boost,
+    Decoder,
+    Encoder,
+    From,
     Groups,
+    Hide,
     Latents,
     Loss,
     Prior,
@@ -52,9 +56,13 @@ def train(
     test: Test = 64,
     skip: Skip = False,
     keep: Loss = "error",
-    start: Start = None,
+    begin: From = None,
     boost: Boost = None,
     groups: Groups = None,
+    encoder: Encoder = "features/linear",
+    decoder: Decoder = "features/free",
+    start: Start = "features/isotropic",
+    hide: Hide = 0.0,
     where: Where = "*",
     prior: Prior = None,
     steps: Steps = 200,
@@ -68,7 +76,7 @@ def train(
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
     written, on text that it has not seen, as `fewer judge` does it.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --start sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
@@ -77,15 +85,14 @@ def train(
     from ._train_dictionary import Wanted, dictionary
     from ._train_masks import masks
 
-    axis = method.partition("/")[0]
-    if axis not in ("features", "weights"):
+    if (axis := method.partition("/")[0]) not in ("features", "weights"):
         raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
     pupil, kept = method_of(method, axis), amount(budget)
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        sites, other = (tuple(site or ()), tuple(to or ())), (keep, start, boost, groups)
-        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
+        sites, forms = (tuple(site or ()), tuple(to or ())), (encoder, decoder, start)
+        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, forms, hide, keep, begin, boost, groups)
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))

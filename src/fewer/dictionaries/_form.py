@@ -63,6 +63,7 @@ def plain(d: Dictionary, form: str, kinds: Sequence[type]) -> Dictionary:
 
     What a fitted threshold stands for becomes a JumpReLU with that threshold, HierarchicalTopK is TopK with its budget.
     """
+    d.read_alone(f"the form {form!r}")
     given, d = d.sparsifier, d.to("cpu").to(torch.float32)
     if isinstance(d.sparsifier, HierarchicalTopK):
         d = replace(d, sparsifier=TopK())

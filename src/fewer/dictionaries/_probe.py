@@ -63,7 +63,9 @@ def _off(d: Dictionary, x: Tensor, who: Tensor, said: Tensor) -> int:
 def probing(d: Dictionary) -> Float[Tensor, "inputs in"]:
     """Inputs of which some latents, drawn by a fixed seed, have pre-activations well above 0 and above their thresholds."""
     some = torch.randint(d.latents, (INPUTS, SPEAK), generator=torch.Generator().manual_seed(0))
-    rows, bias = d.encoder[some].double(), d.encoder_bias[some].double()
+    heard = d.how.heard(some)  # by each of them, one map or several
+    rows, bias = d.encoder[heard].double().flatten(1, 2), d.encoder_bias[heard].double().flatten(1)
     theta = d.own.get("threshold", torch.zeros(())).double().expand(d.latents)[some]
+    theta = theta.repeat_interleave(heard.shape[2], 1)
     wanted = 2 * theta.clamp(min=0) + 4 * rows.norm(dim=2) - bias
     return (torch.linalg.pinv(rows) @ wanted[..., None])[..., 0].to(d.encoder)

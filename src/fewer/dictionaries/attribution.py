@@ -71,6 +71,7 @@ def _sites(
     model: nn.Module, transcoders: Sequence[Dictionary], errors: Sequence[str]
 ) -> tuple[list[tuple[Tap, list[Tap]]], list[Tap]]:
     for d in transcoders:
+        d.read_alone("an attribution graph")
         if len(d.reads) != 1 or not d.writes:
             raise ValueError(
                 f"a transcoder reads one site and writes some: this one reads {list(d.reads)}, writes {list(d.writes)}"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from fewer.core import budget
 from fewer.core.spell import method_of, spell
-from fewer.features import Dictionary, Sparsifier
+from fewer.features import Dictionary, Encoder, Sparsifier
 
 from ._disk import Tensors, fitting, loaded, note_of, write_note, write_tensors
 from ._form import single
 
 NAME, FORMAT = "fewer", 1  # the format is what this version writes, and the newest that it reads
 TENSORS, NOTE = "dictionary.safetensors", "dictionary.json"
-SHAPES = {"encoder": "latents in", "encoder_bias": "latents", "decoder": "latents out", "decoder_bias": "out"}
+SHAPES = {"encoder": "maps in", "encoder_bias": "maps", "decoder": "latents out", "decoder_bias": "out"}
 SAID = {"format": int, "sparsifier": str, "budget": str, "reads": list, "writes": list, "about": dict}
 
 
@@ -28,17 +28,21 @@ def read(folder: Path) -> Dictionary:
         )
     try:
         sparsifier, kept = method_of(note["sparsifier"], "features"), budget(note["budget"])
+        how = method_of(str(note.get("encoder", "features/linear")), "features")
     except (ValueError, LookupError) as wrong:
         raise ValueError(f"{file}: {wrong}") from wrong
     if not isinstance(sparsifier, Sparsifier):
         raise ValueError(f"{file}: sparsifier={note['sparsifier']!r} is no method of the axis features")
+    if not isinstance(how, Encoder):
+        raise ValueError(f"{file}: encoder={note['encoder']!r} is no encoder, such as features/linear")
     found = loaded(folder / TENSORS)
     t = fitting(folder / TENSORS, found, SHAPES | {"skip?": "out in"})
+    _check_maps(folder / TENSORS, how, t)
     own = {name.removeprefix("own."): x for name, x in found.items() if name.startswith("own.")}
-    _check_own(folder / TENSORS, own, sparsifier.begin(len(t["encoder"]), kept))
+    _check_own(folder / TENSORS, own, sparsifier.begin(len(t["decoder"]), kept))
     matrices = (t[name] for name in SHAPES)
     sites = (tuple(map(str, note[side])) for side in ("reads", "writes"))
-    d = Dictionary(sparsifier, kept, *matrices, own, t.get("skip"), *sites, note["about"])
+    d = Dictionary(sparsifier, kept, *matrices, own, t.get("skip"), *sites, note["about"], how)
     try:
         d.encode(d.encoder.new_zeros(1, d.encoder.shape[1]))
     except (KeyError, RuntimeError) as wrong:
@@ -51,11 +55,23 @@ def read(folder: Path) -> Dictionary:
 def write(d: Dictionary, folder: Path) -> None:
     """Any dictionary, in the dtype that it has."""
     write_tensors(folder / TENSORS, d.tensors() | {f"own.{name}": t for name, t in d.own.items()})
-    note = {"format": FORMAT, "sparsifier": spell(d.sparsifier), "budget": str(d.budget)}
+    note = {"format": FORMAT, "sparsifier": spell(d.sparsifier), "budget": str(d.budget), "encoder": spell(d.how)}
     write_note(folder / NOTE, note | {"reads": d.reads, "writes": d.writes, "about": dict(d.about)})
 
 
 FORM = single(NAME, (NOTE, TENSORS), read, write)
+
+
+def _check_maps(file: Path, how: Encoder, t: Tensors) -> None:
+    try:
+        maps = how.maps(len(t["decoder"]))
+    except ValueError as wrong:
+        raise ValueError(f"{file}: {wrong}") from wrong
+    if len(t["encoder"]) != maps:
+        latents = len(t["decoder"])
+        raise ValueError(
+            f"{file}: 'encoder' has {len(t['encoder'])} rows; {latents} latents of {how.name} ask for {maps}"
+        )
 
 
 def _check_own(file: Path, own: Tensors, begun: Tensors) -> None:

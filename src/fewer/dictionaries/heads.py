@@ -24,6 +24,7 @@ def by_head(
     >>> by_head(d, torch.tensor([[3.0, 9.0, 1.0, 2.0]]), torch.tensor([0]), heads=2)
     tensor([[[3., 4.]]])
     """
+    dictionary.read_alone("what a head adds to a latent")
     w = _split(dictionary.encoder[latents], heads)
     return torch.einsum("...hd,shd->...sh", _split(x, heads).to(w.dtype), w)
 
@@ -35,6 +36,7 @@ def by_source(
     latent: int,
 ) -> Float[Tensor, "batch queries heads keys"]:
     """The same by the position it was taken from: pattern[h, q, k] (v[h, k] . W_enc[i, h]). Sums over k are `by_head`'s."""
+    dictionary.read_alone("what a head adds to a latent")
     heads = pattern.shape[1]
     v = v.repeat_interleave(heads // v.shape[1], 1)
     w = _split(dictionary.encoder[latent], heads)

@@ -13,8 +13,10 @@ from fewer import kernels
 from fewer.core import Budget
 from fewer.layout import Codes
 
+from ._forms import Encoder
 from ._protocol import ByKeep, ByScore, Own, Pre, Sparsifier
 from ._sparse import narrowed, said, spoken
+from .linear import Linear
 
 ROWS = 256  # inputs coded at once: their pre-activations stay in a cache
 
@@ -24,13 +26,13 @@ class Dictionary:
     """`decode(encode(x))` is near what is written, where `x` is what is read; both are the sites' activations, side by side.
 
     One site that is read and written makes a sparse autoencoder, two a transcoder, several a crosscoder.
-    pre = x W_enc^T + b_enc; z = code(pre); out = z W_dec + b_dec (+ x W_skip^T).
+    pre = x W_enc^T + b_enc, or what `how` makes of that; z = code(pre); out = z W_dec + b_dec (+ x W_skip^T).
     """
 
     sparsifier: Sparsifier
     budget: Budget
-    encoder: Float[Tensor, "latents in"]
-    encoder_bias: Float[Tensor, " latents"]
+    encoder: Float[Tensor, "maps in"]
+    encoder_bias: Float[Tensor, " maps"]
     decoder: Float[Tensor, "latents out"]
     decoder_bias: Float[Tensor, " out"]
     own: Own = field(default_factory=dict)  # what the sparsifier has learnt
@@ -38,10 +40,11 @@ class Dictionary:
     reads: tuple[str, ...] = ()  # sites, as `models.tap` names them
     writes: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)  # data, tokens, seed, ...: whatever JSON can hold
+    how: Encoder = Linear()  # noqa: RUF009  frozen; what is made of the encoder's linear maps
 
     @property
     def latents(self) -> int:
-        return len(self.encoder)
+        return len(self.decoder)
 
     @property
     def is_autoencoder(self) -> bool:
@@ -50,12 +53,17 @@ class Dictionary:
 
     def pre(self, x: Float[Tensor, "batch in"]) -> Pre:
         """The pre-activations of all latents."""
-        return F.linear(x, self.encoder, self.encoder_bias)
+        return self.how.spread(F.linear(x, self.encoder, self.encoder_bias))
+
+    def read_alone(self, what: str) -> None:
+        """ValueError if latents share linear maps, so that none has a direction in which it reads; `what` would need one."""
+        if not isinstance(self.how, Linear):
+            raise ValueError(f"{what} asks for a linear map for each latent; this dictionary reads by {self.how.name}")
 
     def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
         """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
-        m = self.sparsifier
-        if (k := _plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
+        m, linear = self.sparsifier, isinstance(self.how, Linear)
+        if linear and (k := _plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
             index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
             return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
@@ -154,6 +162,20 @@ def coded(
     real, index = index >= 0, index.clamp(min=0)
     pre = said(x, w, b, index, value)
     return Codes(index, torch.where(real, m.amount(pre), 0.0), len(w)), pre
+
+
+def joined(m: ByKeep, budget: Budget, how: Encoder, said: Float[Tensor, "batch maps"], latents: int, own: Own) -> Codes:
+    """`m.code` of what `how` makes of the maps, as codes that know their places, differentiable.
+
+    All pre-activations are made for some rows at a time, if rows are chosen alone, to choose by; what is chosen is made anew.
+    """
+    with torch.no_grad():
+        parts = said.split(ROWS if m.alone else max(1, len(said)))
+        found = [kernels.places(m.keep(how.spread(rows), budget, own)) for rows in parts]
+        most = max(index.shape[1] for index in found)
+        index = torch.cat([F.pad(index, (0, most - index.shape[1]), value=-1) for index in found])
+        real, index = index >= 0, index.clamp(min=0)
+    return Codes(index, torch.where(real, m.amount(how.at(said, index)), 0.0), latents)
 
 
 def _packed(z: Pre) -> Codes:

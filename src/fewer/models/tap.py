@@ -2,15 +2,17 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Change = Callable[[Tensor], Tensor]
+GRADIENT = ":gradient"
 Where = Callable[[Tensor], Tensor]  # token ids to True where something is done
 
 
@@ -35,24 +37,28 @@ class Enough(Exception):
 class Tap:
     """What the module at `path` says, or, as `path:in`, what it hears: its first tensor, [..., dim].
 
+    With `:gradient` behind it, the gradient of the next-token loss there, which only `activations` gives.
+
     >>> Tap.read("model.layers.4.mlp:in")
-    Tap(path='model.layers.4.mlp', hears=True)
+    Tap(path='model.layers.4.mlp', hears=True, gradient=False)
     """
 
     path: str
     hears: bool = False
+    gradient: bool = False
 
     @classmethod
     def read(cls, text: str) -> "Tap":
-        path, _, side = text.partition(":")
+        plain = text.removesuffix(GRADIENT)
+        path, _, side = plain.partition(":")
         if side not in ("", "in", "out") or not path:
             raise ValueError(
                 f"not a site: {text!r}; write a module's path, such as 'layers.4' (what it says) or 'layers.4.mlp:in' (what it hears)"
             )
-        return cls(path, side == "in")
+        return cls(path, side == "in", plain != text)
 
     def __str__(self) -> str:
-        return f"{self.path}:in" if self.hears else self.path
+        return self.path + (":in" if self.hears else "") + (GRADIENT if self.gradient else "")
 
 
 def find_taps(model: nn.Module, texts: Sequence[str]) -> list[Tap]:
@@ -61,10 +67,10 @@ def find_taps(model: nn.Module, texts: Sequence[str]) -> list[Tap]:
     ValueError: no such module, with the nearest paths; or several.
 
     >>> find_taps(nn.Sequential(nn.Sequential(nn.Linear(2, 2))), ["0.0:in"])
-    [Tap(path='0.0', hears=True)]
+    [Tap(path='0.0', hears=True, gradient=False)]
     """
     paths = [name for name, _ in model.named_modules() if name]
-    return [Tap(_full(tap.path, paths), tap.hears) for tap in map(Tap.read, texts)]
+    return [replace(tap, path=_full(tap.path, paths)) for tap in map(Tap.read, texts)]
 
 
 def _full(end: str, paths: Sequence[str]) -> str:
@@ -108,21 +114,51 @@ def activations(
 ) -> Float[Tensor, "windows length dim"]:
     """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
 
+    For a gradient it runs to its end, and back: of the next-token loss in nats, summed over the tokens.
     ValueError: a number that is not finite, with its tap.
     """
+    if any(tap.gradient for tap in taps):
+        return _felt(model, taps, ids, call)
     device = next(model.parameters()).device
     with tapped(model, taps, brief=True) as heard:
         try:
             (call or model)(ids.to(device), use_cache=False)
         except Enough:
             pass
-        for tap in taps:
-            if tap not in heard:
-                raise ValueError(f"site {tap} was not reached by a run of the model")
-            if not (real := heard[tap].isfinite()).all():
-                place = (~real.all(-1)).nonzero()[0].tolist()
-                raise ValueError(f"site {tap}: NaN or infinite at [window, token] {place}; is the model in float16?")
-        return torch.cat([heard[tap].float() for tap in taps], dim=-1)
+        return _beside(heard, taps)
+
+
+def _beside(heard: Mapping[Tap, Tensor], taps: Sequence[Tap]) -> Tensor:
+    for tap in taps:
+        if tap not in heard:
+            raise ValueError(f"site {tap} was not reached by a run of the model")
+        if not (real := heard[tap].isfinite()).all():
+            place = (~real.all(-1)).nonzero()[0].tolist()
+            raise ValueError(f"site {tap}: NaN or infinite at [window, token] {place}; is the model in float16?")
+    return torch.cat([heard[tap].float() for tap in taps], dim=-1)
+
+
+def _felt(model: nn.Module, taps: Sequence[Tap], ids: Tensor, call: Callable[..., object] | None) -> Tensor:
+    """The same with gradients among it."""
+    ids, heard = ids.to(next(model.parameters()).device), {}
+
+    def hear(tap: Tap, x: Tensor) -> Tensor:
+        heard[tap] = x if x.requires_grad else x.detach().requires_grad_()
+        return heard[tap]
+
+    plain = dict.fromkeys(replace(tap, gradient=False) for tap in taps)
+    changes: dict[Tap, Change] = {tap: lambda x, tap=tap: hear(tap, x) for tap in plain}  # type: ignore[misc]
+    with torch.enable_grad(), hooked(model, changes):
+        said = getattr((call or model)(ids, use_cache=False), "logits", None)
+        if said is None:
+            raise ValueError(
+                f"the gradient of a next-token loss was asked for, and {type(model).__name__} says no logits"
+            )
+        loss = F.cross_entropy(said[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+        reached = [tap for tap in plain if tap in heard]
+        slopes = torch.autograd.grad(loss, [heard[tap] for tap in reached])
+    found = {replace(tap, gradient=True): slope for tap, slope in zip(reached, slopes, strict=True)}
+    return _beside({**{tap: x.detach() for tap, x in heard.items()}, **found}, taps)
 
 
 @contextlib.contextmanager

@@ -35,3 +35,7 @@ from .source import Windows as Windows
 from .source import activations as activations
 from .stored import Stored as Stored
 from .storing import store as store
+from .together import Apart as Apart
+from .together import Mutual as Mutual
+from .together import Summed as Summed
+from .together import Together as Together

@@ -69,7 +69,7 @@ def learn_boost(
     widths = {READ: base.encoder.shape[1], MISSED: base.decoder.shape[1]}
     known = Known.of(first, widths)
     known = replace(known, mean=torch.cat([known.mean[known.sites[READ]], torch.zeros_like(base.decoder_bias)]).float())
-    one = One(replace(pupil, reads=(READ,), writes=(MISSED,)), known, lesson, len(first) // FIRST)
+    one = One(replace(pupil, reads=(READ,), writes=(MISSED,)), known, lesson, len(first) // FIRST, rows=first)
     one.tensors["decoder_bias"].requires_grad_(False)
 
     def loss(batch: Tensor, progress: float) -> Tensor:

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fewer.features import Dictionary
 from fewer.features.boosted import Boosted
 from fewer.features.codebook import Codebook
+from fewer.features.free import Free
+from fewer.features.linear import Linear
 
 from .kept import Kept
 from .known import Known
@@ -24,6 +25,7 @@ from .rate import Trapezoid
 from .rows import RowAdam
 from .sharing import ALONE, Sharing
 from .source import Source
+from .together import APART, Mutual, Together
 
 FIRST = 16  # batches from which mean and scale are taken
 HELD = 32  # batches after the last that training sees, for what inference needs
@@ -36,7 +38,7 @@ def learn(
     source: Source,
     lesson: Lesson = PLAIN,
     sites: Mapping[str, int] | None = None,
-    together: bool = False,
+    together: Together = APART,
     out: str | Path | None = None,
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
@@ -45,8 +47,8 @@ def learn(
 ) -> list[Dictionary]:
     """Many dictionaries from one stream, in which `sites` (name: columns) stand side by side; one site needs no name.
 
-    Each explains what it writes by itself; or, `together`, what they write at a site adds up: a cross-layer transcoder is
-    one dictionary a layer that reads there and writes there and at all later layers.
+    Each explains what it writes by itself; `together=Summed()` adds up what they write at a site, `Mutual(0.1)` draws their
+    atoms to each other.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
     Thresholds for inference settle on the first batches of `unseen`, by default on those after the last; if these were seen
@@ -55,13 +57,15 @@ def learn(
     Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
     first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
-    known = Known.of(torch.cat(first), sites or {"": first[0].shape[1]})
-    by.check(pupils, lesson, len(first[0]), together)
-    several = [One(pupil.at([*known.sites]), known, lesson, len(first[0]), by) for pupil in pupils]
-    compare = summed if together else apart
+    rows = torch.cat(first)
+    known = Known.of(rows, sites or {"": first[0].shape[1]})
+    if by is not ALONE:
+        _check_shared(pupils, lesson, together)
+    by.check(pupils, lesson, len(first[0]), together.adds)
+    several = [One(pupil.at([*known.sites]), known, lesson, len(first[0]), by, rows) for pupil in pupils]
 
     def loss(batch: Tensor, progress: float) -> Tensor:
-        return by.loss(compare(several, known, known.seen(batch), progress))
+        return by.loss(together.loss(several, known, known.seen(batch), progress))
 
     key = f"{pupils} {known.mean.double().sum().item()!r} {sites} {together}"
     taught(several, loss, source, lesson, key, out, told, by)
@@ -69,7 +73,8 @@ def learn(
     held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [
-        one.done(held, note, [o.pupil.writes for o in several[:i]] if together else []) for i, one in enumerate(several)
+        one.done(held, note, [o.pupil.writes for o in several[:i]] if together.adds else [])
+        for i, one in enumerate(several)
     ]
 
 
@@ -93,7 +98,7 @@ def taught(
             raise ValueError(f"{m.name} is learnt {way} (fewer.train)")
     parameters = {f"{i}/{name}": t for i, one in enumerate(several) for name, t in one.tensors.items()}
     matrices = [f"{i}/{name}" for i, one in enumerate(several) for name in one.rows]
-    optimizer = RowAdam(parameters, matrices, [f"{i}/decoder" for i in range(len(several))])
+    optimizer = RowAdam(parameters, matrices, [name for name in parameters if name.endswith("/decoder")])
     widest = max(one.tensors["encoder"].shape[1] for one in several)
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
@@ -101,21 +106,12 @@ def taught(
     train(parameters, loss, by.read(source), how, kept, None if by.crew.rank else told, optimizer, by)
 
 
-def apart(several: Sequence[One], known: Known, rows: Float[Tensor, "n dim"], progress: float) -> Tensor:
-    """Each for itself; the sum over all."""
-    return torch.stack([one.loss(rows, progress) for one in several]).sum()
-
-
-def summed(several: Sequence[One], known: Known, rows: Float[Tensor, "n dim"], progress: float) -> Tensor:
-    """What they write at each site, added up, against what is there: the mean over all columns that somebody writes."""
-    left, costs = {name: rows[:, at] for name, at in known.sites.items()}, []
-    for one in several:
-        said, cost = one.told(rows, progress)
-        costs.append(cost)
-        widths = [known.sites[name].stop - known.sites[name].start for name in one.pupil.writes]
-        for name, part in zip(one.pupil.writes, said.split(widths, 1), strict=True):
-            left[name] = left[name] - part
-    written = dict.fromkeys(name for one in several for name in one.pupil.writes)
-    error = torch.cat([left[name] for name in written], 1)
-    dead = [one.of_the_dead(rows, torch.cat([left[name] for name in one.pupil.writes], 1).detach()) for one in several]
-    return error.square().mean() + torch.stack([*costs, *dead]).sum()
+def _check_shared(pupils: Sequence[Pupil], lesson: Lesson, together: Together) -> None:
+    """ValueError: what several processes cannot learn together yet."""
+    for p in pupils:
+        for value, known in ((p.encoder, Linear), (p.decoder, Free)):
+            if not isinstance(value, known):
+                raise ValueError(f"{value.name} is learnt in one process: several share {known.name} alone")
+    if lesson.hide or isinstance(together, Mutual):
+        what = f"hide={lesson.hide}" if lesson.hide else f"{together}"
+        raise ValueError(f"{what} is learnt in one process: leave it out, or learn without by=...")

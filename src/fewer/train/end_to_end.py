@@ -54,21 +54,24 @@ def learn_through(
     ValueError: no such site, or one that is written before all that is read is heard; a start of another shape.
     """
     reads, writes, later = (find_taps(model, names) for names in (pupil.reads, pupil.writes or pupil.reads, aim.sites))
+    if pupil.sparsifier.feels:
+        raise ValueError(f"{pupil.sparsifier.name} wants the loss' slope beside each row, which `learn` streams")
     if not reads:
         raise ValueError("the dictionary reads no site: name one, as in Pupil(..., reads=('layers.4',))")
     taps = list(dict.fromkeys([*reads, *writes]))
     real, tokens = all_but(leave), windows.windows.shape[1] * windows.batch
     first = [_rows(model, taps, ids, real(ids)) for ids, _ in zip(windows, range(FIRST), strict=False)]
-    known = Known.of(torch.cat(first), {str(tap): _width(model, tap, windows) for tap in taps})
+    rows = torch.cat(first)
+    known = Known.of(rows, {str(tap): _width(model, tap, windows) for tap in taps})
     whole = replace(pupil, reads=tuple(map(str, reads)), writes=tuple(map(str, writes)))
-    one = One(whole, known, lesson, tokens)
+    one = One(whole, known, lesson, tokens, rows=rows)
     if start is not None:
         begin_from(one, start)
 
     def loss(ids: Tensor, progress: float) -> Tensor:
         return _loss(one, model, taps, dict(zip(aim.sites, later, strict=True)), aim, ids, real(ids), progress)
 
-    begun = one.tensors["decoder"].detach().double().sum().item()
+    begun = one.atoms().detach().double().sum().item()
     key = f"{one.pupil} through {aim} {known.mean.double().sum().item()!r} {begun!r}"
     with _unmoved(model):
         taught([one], loss, windows, lesson, key, out, told)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewer.models.tap import GRADIENT
+
 
 @dataclass(frozen=True, eq=False)
 class Known:
@@ -34,6 +36,9 @@ class Known:
         mean, variance = rows.double().mean(0), rows.double().var(0, correction=0)
         ends = [0, *itertools.accumulate(widths.values())]
         sites = {name: slice(a, b) for name, a, b in zip(widths, ends, ends[1:], strict=False)}
+        for name, at in sites.items():
+            if name.endswith(GRADIENT):  # a slope has no place and no scale of its own
+                mean[at], variance[at] = 0.0, 1.0
         flat = [name for name, at in sites.items() if not variance[at].sum() > 0]
         if flat:
             raise ValueError(f"site {flat[0]!r} says the same always: there is nothing to learn")
