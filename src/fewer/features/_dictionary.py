@@ -63,7 +63,7 @@ class Dictionary:
     def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
         """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
         m, linear = self.sparsifier, isinstance(self.how, Linear)
-        if linear and (k := _plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
+        if linear and (k := plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
             index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
             return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
@@ -116,7 +116,7 @@ def chosen(
     Rows that are chosen alone are done some at a time: [batch, latents] is then never in memory.
     """
     with torch.no_grad():
-        if k := _plainly(m, budget, len(w)):
+        if k := plainly(m, budget, len(w)):
             index, value = kernels.encode(*map(narrowed, (x, w, b)), k, m.by_size)
             kernels.share(index)  # by the gradients of encoder, bias and decoder
             return index, value.to(x.dtype)
@@ -133,7 +133,7 @@ def chosen(
         )
 
 
-def _plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
+def plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
     """How many the highest pre-activations of each row are kept, if that is the whole rule; else 0."""
     rule = isinstance(m, ByScore) and type(m).score is ByScore.score and type(m).keep is ByScore.keep
     if not rule or not by_places(m) or budget.scope != "row" or budget.group or budget.unit != (1, 1):
@@ -156,7 +156,7 @@ def coded(
 ) -> tuple[Codes, Float[Tensor, "batch k"]]:
     """`m.code` of x W^T + b as codes that know their places, differentiable, and the pre-activations there."""
     index, value = chosen(m, budget, x, w, b, own)
-    if _plainly(m, budget, len(w)):
+    if plainly(m, budget, len(w)):
         pre = said(x, w, b, index, value)
         return Codes(index, m.amount(pre), len(w)), pre
     real, index = index >= 0, index.clamp(min=0)

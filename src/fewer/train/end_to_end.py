@@ -101,7 +101,7 @@ def begin_from(one: One, d: Dictionary) -> None:
         **({} if d.skip is None else {"skip": d.skip * scale / scale_out[:, None]}),
         **{f"own_{name}": x for name, x in d.own.items() if f"own_{name}" in t},
     }
-    wants = {name: tuple(x.shape) for name, x in t.items() if name not in ("silent", "share")}
+    wants = {name: tuple(x.shape) for name, x in t.items() if x.requires_grad}
     has = {name: tuple(x.shape) for name, x in found.items()}
     if type(d.sparsifier) is not type(p.sparsifier) or wants != has:
         raise ValueError(f"it starts as {d.sparsifier.name} {has}, and {p.sparsifier.name} {wants} is to be learnt")

@@ -8,7 +8,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.features import ByFrequency, ByPursuit, Dictionary, Own, Pass, Sparsifier, by_places, joined, said, spoken
+from fewer.features import (
+    ByFrequency,
+    ByPursuit,
+    Dictionary,
+    Own,
+    Pass,
+    Sparsifier,
+    by_places,
+    joined,
+    plainly,
+    said,
+    spoken,
+)
 from fewer.features.linear import Linear
 from fewer.layout import Codes
 from fewer.models.tap import GRADIENT
@@ -19,6 +31,8 @@ from .pupil import Lesson, Pupil
 from .sharing import ALONE, Sharing
 
 Rows = Float[Tensor, "n dim"]
+LOOK = 16  # steps from one look at how many are dead to the next
+ROOM = 64  # the least room for the dead, if there are any
 RECENT = 0.99  # of how often a latent speaks, what a batch leaves of what was known before
 
 
@@ -64,6 +78,10 @@ class One:
                 f"hide={lesson.hide}: what is hidden must be read and written, without a skip, by codes that speak at once, and {m.name} {pupil.reads} -> {pupil.writes} does otherwise"
             )
         self.sparse = not lesson.hide and by_places(m) and type(m).penalty is Sparsifier.penalty and not m.looks
+        self.room: int | None = None  # for how many of the dead, if steps are of a kind
+        if self.sparse and by is ALONE and self.linear and not self.shares and not m.feels:
+            if plainly(m, pupil.budget, pupil.latents) and "decoder" in self.tensors:
+                self.tensors["room"] = torch.tensor(-1.0)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -190,12 +208,30 @@ class One:
             self.tensors["share"].mul_(RECENT).add_(counts / tokens, alpha=1 - RECENT)
         self.spare -= tokens
 
+    def kind(self, step: int) -> int | None:
+        """What tells steps apart that launch other kernels, and must be asked before each; None: no step is like another.
+
+        It is for how many of the dead there is room, at least twice as many as there were at the last look.
+        """
+        if "room" not in self.tensors:
+            return None
+        held, silent = self.tensors["room"], self.tensors["silent"]
+        self.room = int(held) if self.room is None else self.room
+        if step % LOOK == 0 or self.room < 0:
+            dead = int((silent > self.dead_after).sum()) if self.lesson.aux else 0
+            self.room = min(len(silent), max(ROOM, 1 << (2 * dead - 1).bit_length())) if dead else 0
+            held.fill_(self.room)
+        return self.room
+
     def _idle(self) -> tuple[Tensor, int]:
         """Who is taught by what the others leave over, of the latents that are here, and how many there are in all.
 
-        Nobody, for a while, if nobody can have died since the last look.
+        Nobody, for a while, if nobody can have died since the last look. Where steps are of a kind, the most silent, some of whom
+        may not be dead.
         """
         m, silent = self.pupil.sparsifier, self.tensors["silent"]
+        if self.room is not None:
+            return silent.topk(self.room).indices.sort().values, self.room
         if not self.lesson.aux or isinstance(m, ByPursuit) or (self.spare >= 0 and not self.shares):
             return silent.new_zeros(0, dtype=torch.long), 0
         idle = m.idle(silent, self.tensors.get("share", silent), self.dead_after).nonzero()[:, 0]  # a GPU is waited for
@@ -220,7 +256,11 @@ class One:
             index = dead[self.pupil.encoder.spread(maps.detach())[:, dead].topk(k, dim=1, sorted=False).indices]
             return Codes(index, self.pupil.encoder.at(maps, index), n)
         with torch.no_grad():
-            value, at, here = self.by.loudest(F.linear(x, t["encoder"][dead], t["encoder_bias"][dead]), k)
+            pre = F.linear(x, t["encoder"][dead], t["encoder_bias"][dead])
+            if self.room is not None:
+                pre = pre.masked_fill(t["silent"][dead] <= self.dead_after, -torch.inf)
+            value, at, here = self.by.loudest(pre, k)
+            here = here if self.room is None else value > -torch.inf
         index = dead[at]
         z = said(x, t["encoder"], t["encoder_bias"], index, value)
         return Codes(index, z if here is None else torch.where(here, z, 0.0), n)
