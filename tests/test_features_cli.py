@@ -170,6 +170,10 @@ def train(*arguments: str) -> list[str]:
 BAD = [
     (train(), "--site is missing"),
     (train("--site", "layers.77"), "the model has no module 'layers.77'; near: model.layers.7"),
+    (
+        train("--site", "blocks.4.hook_resid_post"),
+        "TransformerLens' name of a place in a model of this kind; that is 'model.layers.4' here",
+    ),
     (train("--site", "layers.4", "--latents", "4"), "budget '8' of 4 latents: keep at most 4"),
     (train("--site", "layers.4", "--data", "HERE/short.txt"), "ask for windows of at most"),
     (train("--site", "layers.4", "--data", "HERE/long.txt", "--test", "1000", "--length", "64"), "ask for at most"),

@@ -68,7 +68,7 @@ def dictionary(
     sites = {str(tap): width for tap, width in taps.items()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about, unseen=unseen)
+        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about, unseen=unseen, force=force)
     save(learnt, out, force=force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")

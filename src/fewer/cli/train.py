@@ -12,7 +12,7 @@ from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
-FORCE = "Replace OUT if it exists, once the new one is whole."
+FORCE = "Replace OUT if it exists, once the new one is whole, and what a run with other settings left of it."
 RATE = "Learning rate; by default one that fits what is learnt."
 MODEL = "'bundled', a directory, or a name on the hub."
 
@@ -67,7 +67,7 @@ def train(
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))
-        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told)
+        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told, force)
     note(said)
 
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .hook_names import path_of
+
 Change = Callable[[Tensor], Tensor]
 Where = Callable[[Tensor], Tensor]  # token ids to True where something is done
 
@@ -64,10 +66,11 @@ def find_taps(model: nn.Module, texts: Sequence[str]) -> list[Tap]:
     [Tap(path='0.0', hears=True)]
     """
     paths = [name for name, _ in model.named_modules() if name]
-    return [Tap(_full(tap.path, paths), tap.hears) for tap in map(Tap.read, texts)]
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    return [Tap(_full(tap.path, paths, kind), tap.hears) for tap in map(Tap.read, texts)]
 
 
-def _full(end: str, paths: Sequence[str]) -> str:
+def _full(end: str, paths: Sequence[str], kind: str = "") -> str:
     if end in paths:
         return end
     found = [path for path in paths if path.endswith(f".{end}")]
@@ -75,6 +78,9 @@ def _full(end: str, paths: Sequence[str]) -> str:
         return found[0]
     if found:
         raise ValueError(f"site {end!r} could be {', '.join(found[:4])}: write more of the path")
+    if site := path_of(end, kind):
+        there = f"that is {site!r} here" if site.removesuffix(":in") in paths else "this one has other modules"
+        raise ValueError(f"{end!r} is TransformerLens' name of a place in a model of this kind; {there}: write a path")
     near = get_close_matches(end, paths, n=3, cutoff=0.3) or [p for p in paths if end.rpartition(".")[2] in p][:3]
     raise ValueError(f"the model has no module {end!r}; near: {', '.join(near) or ', '.join(paths[:3])}")
 

@@ -40,6 +40,7 @@ def learn(
     about: Mapping[str, Any] = MappingProxyType({}),
     by: Sharing = ALONE,
     unseen: Source | None = None,
+    force: bool = False,
 ) -> list[Dictionary]:
     """Many dictionaries from one stream, in which `sites` (name: columns) stand side by side; one site needs no name.
 
@@ -47,13 +48,17 @@ def learn(
     one dictionary a layer that reads there and writes there and at all later layers.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
+    A state of other settings is replaced only by `force`.
     Thresholds for inference settle on the first batches of `unseen`, by default on those after the last; if these were seen
     before, new inputs come to speak with some percent more latents (docs/LOG.md).
     Several processes that share the work (`by`, see `ByRows` and `ByLatents`) all call this, and all get what was learnt.
     Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
+    if not pupils:
+        raise ValueError("there is no dictionary to learn: give at least one Pupil")
     first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
     known = Known.of(torch.cat(first), sites or {"": first[0].shape[1]})
+    later = _later(unseen, first[0].shape[1]) if unseen else None
     by.check(pupils, lesson, len(first[0]), together)
     several = [One(pupil.at([*known.sites]), known, lesson, len(first[0]), by) for pupil in pupils]
     parameters = {f"{i}/{name}": t for i, one in enumerate(several) for name, t in one.tensors.items()}
@@ -68,14 +73,27 @@ def learn(
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
     key = f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {sites} {together}"
-    kept, told = Kept(out, key, by) if out else None, None if by.crew.rank else told
+    kept, told = Kept(out, key, by, force) if out else None, None if by.crew.rank else told
     train(parameters, loss, by.read(source), how, kept, told, optimizer, by)
-    after = source.since(lesson.steps) if unseen is None else iter(unseen)
-    held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
+    later = later or [batch for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)]
+    held = known.seen(torch.cat(later))
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [
         one.done(held, note, [o.pupil.writes for o in several[:i]] if together else []) for i, one in enumerate(several)
     ]
+
+
+def _later(unseen: Source, width: int) -> list[Tensor]:
+    """The first batches of the held-out data. ValueError: they are not as wide as the others, or not finite."""
+    try:
+        held = [batch for batch, _ in zip(unseen, range(HELD), strict=False)]
+        if (found := held[0].shape[1]) != width:
+            raise ValueError(f"rows of {found} columns, those that are learnt from have {width}")
+        if not all(batch.isfinite().all() for batch in held):
+            raise ValueError("an activation is NaN or infinite")
+    except ValueError as wrong:
+        raise ValueError(f"the held-out data (`unseen`), on which thresholds settle: {wrong}") from wrong
+    return held
 
 
 def apart(several: Sequence[One], known: Known, rows: Float[Tensor, "n dim"], progress: float) -> Tensor:
