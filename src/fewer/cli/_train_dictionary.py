@@ -1,7 +1,7 @@
 """fewer train features/...: a dictionary, learnt on what a model says at some sites."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class Wanted:
     seed: int
     skip: bool
     test: int  # windows to judge on
+    seeds: int = 1  # so many dictionaries, from one stream
 
 
 def dictionary(
@@ -43,13 +44,12 @@ def dictionary(
     json: bool,
 ) -> None:
     """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
-    from fewer.dictionaries import save
     from fewer.models import open_model
     from fewer.train import Lesson, Live, learn
     from fewer.train.dictionaries import HELD
     from fewer.train.kept import Kept
 
-    from .judge import judged, unseen
+    from .judge import judge_all, unseen
 
     if not wanted.reads:
         raise ValueError("--site is missing: say what the dictionary reads, such as --site layers.4")
@@ -64,16 +64,30 @@ def dictionary(
     )
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
     note(_plan(pupil, lesson.steps, source.windows.numel()))
+    pupils = [replace(pupil, seed=wanted.seed + i) for i in range(wanted.seeds)]
     about = {"model": model, "data": data[0], "length": data[1], "distinct": source.windows.numel()}
     sites = {str(tap): width for tap, width in taps.items()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        (learnt,) = learn([pupil], source, lesson, sites, out=out, told=told, about=about, unseen=unseen, force=force)
-    save(learnt, out, force=force)
+        learnt = learn(pupils, source, lesson, sites, out=out, told=told, about=about, unseen=unseen, force=force)
+    _written(learnt, out, force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")
     if test is not None:
-        judged(learnt, opened, tokenizer, test, data[0], json)
+        judge_all(learnt, opened, tokenizer, test, data[0], json)
+
+
+def _written(learnt: list[Any], out: Path, force: bool) -> None:
+    """One at OUT, several in OUT/0, OUT/1 and so on; whole or not at all."""
+    from fewer.dictionaries import save
+    from fewer.dictionaries._disk import whole
+
+    if len(learnt) == 1:
+        save(learnt[0], out, force=force)
+        return
+    with whole(out.absolute()) as part:
+        for number, one in enumerate(learnt):
+            save(one, part / str(number))
 
 
 def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -> tuple[Any, dict[Any, int]]:

@@ -8,7 +8,21 @@ import typer
 from ._bar import Bar, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
-from ._train_options import Accumulate, Batch, Latents, Prior, Site, Skip, Steps, Test, To, Tokens, Where, Windows
+from ._train_options import (
+    Accumulate,
+    Batch,
+    Latents,
+    Prior,
+    Seeds,
+    Site,
+    Skip,
+    Steps,
+    Test,
+    To,
+    Tokens,
+    Where,
+    Windows,
+)
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
@@ -33,6 +47,7 @@ def train(
     latents: Latents = None,
     tokens: Tokens = 500_000,
     test: Test = 64,
+    seeds: Seeds = 1,
     skip: Skip = False,
     where: Where = "*",
     prior: Prior = None,
@@ -63,7 +78,7 @@ def train(
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test)
+        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, seeds)
         return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
     with Bar(json) as bar:
         told = (lambda row: lines([row])) if json else loss(bar("learning"))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from .estimate import Estimate, Score, mean
+from .estimate import Score, mean
 from .matching import cosines, match
 
 LEAST, MOST = 0.5, 1.5  # how loud a feature is, uniformly
@@ -136,13 +136,3 @@ def supervised(x: Float[Tensor, "n dim"], truth: Bool[Tensor, "n count"]) -> Flo
     """
     on = truth.double() - truth.double().mean(0)
     return torch.linalg.lstsq(on.cpu(), (x.double() - x.double().mean(0)).cpu(), driver="gelsd").solution.float().to(x)
-
-
-def over_seeds(values: list[float], name: str, higher_is_better: bool) -> Score:
-    """One measure of several independent runs: mean and Student's interval over seeds.
-
-    >>> print(over_seeds([0.8, 0.9, 1.0], "mcc", True))
-    mcc 0.90 ± 0.25 (higher is better)
-    """
-    found: Estimate = mean(torch.tensor(values, dtype=torch.float64))
-    return Score(name, found, higher_is_better)
