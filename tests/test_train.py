@@ -13,8 +13,9 @@ import torch
 from tiny import batch, build
 
 from fewer.core import budget, find
-from fewer.train import Cosine, Flat, Linear, Masks, Training, learner_of, train
+from fewer.train import Board, Cosine, Flat, Linear, Masks, Training, learner_of, train
 from fewer.train.kept import Kept
+from fewer.train.loop import tensor_cores
 from fewer.weights.mask_llm import MaskLlm
 
 DATA = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]), torch.tensor([[0.5, 4.0]])]
@@ -144,6 +145,39 @@ def test_what_breaks_in_on_a_run_loses_no_whole_step(tmp_path, at, error):
     assert told[0] == (4 if at != "step" else 5 if error is KeyboardInterrupt else 1)
     assert all(torch.equal(whole[name], ours[name]) for name in whole)
     assert (tmp_path / "whole.jsonl").read_text() == (tmp_path / "halves.jsonl").read_text()
+
+
+def test_tensorboard_reads_what_was_told_also_of_a_run_that_went_on(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = [{"step": i, "steps": 4, "loss": 1.0 / i, "rate": 0.5} for i in (1, 2, 3, 3, 4)]
+    rows[3]["loss"] = 9.0
+    for some in (rows[:3], rows[3:]):  # killed after step 3, which was not kept
+        with Board(tmp_path / "events") as told:
+            for row in some:
+                told(row)
+    found = EventAccumulator(str(tmp_path / "events"))
+    found.Reload()
+    assert {*found.Tags()["scalars"]} == {"loss", "rate"}
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0), (4, 0.25)]
+
+
+def test_without_tensorboard_it_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fewer\[board\]'"):
+        Board(tmp_path)
+
+
+def test_tf32_is_on_inside_alone():
+    flag = torch.backends.cuda.matmul
+    assert not flag.allow_tf32
+    with pytest.raises(KeyError), tensor_cores(True):
+        assert flag.allow_tf32
+        raise KeyError
+    with tensor_cores(False):
+        assert not flag.allow_tf32
+    assert not flag.allow_tf32
 
 
 def test_the_callers_random_numbers_are_left_alone():

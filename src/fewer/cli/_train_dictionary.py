@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewer.core import Budget
 
-from ._bar import Bar, loss
+from ._bar import Bar, both, loss
 from ._print import lines, note
 from ._text import LEARNT, tokenizer_for
 
@@ -42,6 +42,7 @@ def dictionary(
     device: str,
     force: bool,
     json: bool,
+    board: Callable[[Any], None] | None = None,
 ) -> None:
     """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
     from fewer.models import open_model
@@ -69,7 +70,9 @@ def dictionary(
     sites = {str(tap): width for tap, width in taps.items()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        learnt = learn(pupils, source, lesson, sites, out=out, told=told, about=about, unseen=unseen, force=force)
+        learnt = learn(
+            pupils, source, lesson, sites, out=out, told=both(board, told), about=about, unseen=unseen, force=force
+        )
     _written(learnt, out, force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")

@@ -1,16 +1,18 @@
 """fewer train: learn what no formula says."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._bar import Bar, loss
+from ._bar import Bar, both, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
 from ._train_options import (
     Accumulate,
     Batch,
+    Board,
     Latents,
     Prior,
     Seeds,
@@ -55,6 +57,7 @@ def train(
     batch: Batch = 4,
     accumulate: Accumulate = 1,
     windows: Windows = 1024,
+    tensorboard: Board = None,
     json: Json = False,
 ) -> None:
     """Learn a method on text, with the model's weights frozen, and write what was learnt.
@@ -79,11 +82,18 @@ def train(
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
         wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, seeds)
-        return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
-    with Bar(json) as bar:
-        told = (lambda row: lines([row])) if json else loss(bar("learning"))
+        with _events(tensorboard) as board:
+            return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
+    with Bar(json) as bar, _events(tensorboard) as board:
+        told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
         said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told, force)
     note(said)
+
+
+def _events(place: Path | None) -> Any:
+    from fewer.train import Board as Events
+
+    return Events(place) if place else nullcontext()
 
 
 def _check(out: Path, force: bool) -> None:

@@ -72,6 +72,7 @@ def learn(
     widest = max(one.tensors["encoder"].shape[1] for one in several)
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
+    how = replace(how, tf32=lesson.tf32)
     key = f"{pupils} {replace(lesson, save_after=0.0)} {known.mean.double().sum().item()!r} {sites} {together}"
     kept, told = Kept(out, key, by, force) if out else None, None if by.crew.rank else told
     train(parameters, loss, by.read(source), how, kept, told, optimizer, by)

@@ -32,6 +32,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.95)
     seed: int = 0
     half: bool = True  # bfloat16 autocast, where the parameters are on a GPU
+    tf32: bool = True  # there and without it: products of float32 matrices read 10 bits of each mantissa, add up all 24
     save_after: float = 60.0  # seconds between two saved states; when it is saved changes no result
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ def train(
     """
     device = next(iter(parameters.values())).device
     optimizer = optimizer or torch.optim.AdamW(list(parameters.values()), 1.0, how.betas, weight_decay=how.decay)
-    with Rescue(kept, parameters, optimizer) as rescue:
+    tf32 = how.tf32 and not how.half and device.type == "cuda"
+    with Rescue(kept, parameters, optimizer) as rescue, tensor_cores(tf32):
         _steps(parameters, loss, batches, how, kept, told, optimizer, by, device, rescue)
 
 
@@ -132,6 +134,20 @@ def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed << 32) + number)
         yield
+
+
+@contextlib.contextmanager
+def tensor_cores(on: bool) -> Iterator[None]:
+    """Whether torch's products of float32 matrices on a GPU are made in TF32; as it was, afterwards.
+
+    A model that runs for a stream of activations meanwhile does so too. Our own kernels name their precision and do not.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = on or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _narrow(device: torch.device, half: bool) -> torch.autocast:
