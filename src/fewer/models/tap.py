@@ -1,6 +1,7 @@
 """Read or replace what any module says or hears, by its path: no wrapper, and nothing stays behind."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -110,18 +111,18 @@ def tapped(
 
 
 def activations(
-    model: nn.Module, taps: Sequence[Tap], ids: Int[Tensor, "windows length"], call: Callable[..., object] | None = None
-) -> Float[Tensor, "windows length dim"]:
-    """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
+    model: nn.Module,
+    taps: Sequence[Tap],
+    inputs: "Int[Tensor, 'windows length'] | Float[Tensor, 'windows *shape']",
+    call: Callable[..., object] | None = None,
+) -> Float[Tensor, "windows *rows dim"]:
+    """What all taps say of some windows, side by side, in float32; the model runs no further than it must (see `run`).
 
     ValueError: a number that is not finite, with its tap.
     """
-    device = next(model.parameters()).device
     with tapped(model, taps, brief=True) as heard:
-        try:
-            (call or model)(ids.to(device), use_cache=False)
-        except Enough:
-            pass
+        with contextlib.suppress(Enough):
+            run(model, inputs, call)
         for tap in taps:
             if tap not in heard:
                 raise ValueError(f"site {tap} was not reached by a run of the model")
@@ -129,6 +130,12 @@ def activations(
                 place = (~real.all(-1)).nonzero()[0].tolist()
                 raise ValueError(f"site {tap}: NaN or infinite at [window, token] {place}; is the model in float16?")
         return torch.cat([heard[tap].float() for tap in taps], dim=-1)
+
+
+def run(model: nn.Module, inputs: Tensor, call: Callable[..., object] | None = None) -> object:
+    """What a model says of token ids, images, or whatever it takes first; a cache is not built by those that could."""
+    able = "use_cache" in inspect.signature(call or model.forward).parameters
+    return (call or model)(inputs.to(next(model.parameters()).device), **({"use_cache": False} if able else {}))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ A method stays a value all the same: a learner takes an untrained method and giv
 was learnt as a field. So a learnt method is applied, saved, compared and checked like any other.
 """
 
+from .beside import Beside as Beside
 from .board import Board as Board
 from .by_latents import ByLatents as ByLatents
 from .by_rows import ByRows as ByRows
