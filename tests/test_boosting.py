@@ -18,7 +18,7 @@ from fewer.features.top_k import TopK
 from fewer.measure import reconstruction
 from fewer.models import Tap, hooked
 from fewer.train import Lesson, Pupil, Rows, boosted, learn, learn_boost
-from fewer.train.boosting import Beside
+from fewer.train.boosting import Missed
 
 MAKE = torch.Generator().manual_seed(0)
 ATOMS = F.normalize(torch.randn(40, 24, generator=MAKE), dim=1)
@@ -115,11 +115,11 @@ def test_what_a_transcoder_misses_lies_beside_what_it_reads():
         writes=("b",),
     )
     rows = torch.randn(40, 37, generator=torch.Generator().manual_seed(0))
-    batch = next(iter(Beside(Rows(rows, 40), d)))
+    batch = next(iter(Missed(Rows(rows, 40), d)))
     whole = next(iter(Rows(rows, 40)))
     assert torch.equal(batch[:, :32], whole[:, :32]) and torch.allclose(batch[:, 32:], whole[:, 32:] - d(whole[:, :32]))
     with pytest.raises(ValueError, match="37 columns, the dictionary reads 32 and writes 32"):
-        next(iter(Beside(Rows(rows, 40), some(TopK(), 4, 20, 0))))
+        next(iter(Missed(Rows(rows, 40), some(TopK(), 4, 20, 0))))
 
 
 def test_what_does_not_fit_is_a_sentence():

@@ -11,10 +11,10 @@ from fewer.core import budget, find, methods
 from fewer.dictionaries import load, load_all, save
 from fewer.dictionaries._probe import probing
 from fewer.dictionaries.doors import FORMS
-from fewer.dictionaries.hooks import hook_of, path_of
 from fewer.features import Dictionary, Sparsifier
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.top_k import TopK
+from fewer.models.hook_names import hook_of, path_of
 
 DIM, LATENTS = 6, 20
 OWN = {

@@ -66,7 +66,10 @@ def test_train_writes_judges_and_leaves_nothing_half_done(capsys, run):
     assert sorted(p.name for p in out.parent.iterdir()) == ["sae", "sae.jsonl"], "no sae.partial"
     head, *table = printed.splitlines()
     assert [line.split()[0] for line in table] == ["dictionary", "random", "pca", "dense"]
-    assert re.split(r"\s\s+", head)[1:] == list(HEAD.values())[1:]
+    ways = [*"↓↑↑↑↓↓↓↓"]
+    assert re.split(r"\s\s+", head)[1:] == [
+        f"{name} {way}" for name, way in zip([*HEAD.values()][1:], ways, strict=True)
+    ]
     assert "64 latents for model.layers.0: 4 steps of 128 tokens, from a text of " in noted
     assert noted.index("written: ") < noted.index("judging"), "nothing is lost if judging is interrupted"
     assert "all but [0]: 64 of 64 tokens" in noted and "test part" in noted
@@ -83,6 +86,39 @@ def test_a_transcoder_is_judged_where_it_writes(capsys, tmp_path):
     assert [row["step"] for row in rows[:4]] == [1, 2, 3, 4] and len(rows) == 8
     assert rows[4]["reads"] == ["model.layers.0.mlp:in"] and rows[4]["writes"] == ["model.layers.0.mlp"]
     assert all(key in rows[4] for key in ("explained", "delta_ce_low", "kl", "dead"))
+
+
+def test_seeds_are_judged_together_with_an_interval_over_them(capsys, tmp_path):
+    """Student's interval by hand: mean +- 4.3027 s / sqrt(3) of the three rows above it."""
+    out = tmp_path / "three"
+    run = ["train", "features/top_k", "8", "--site", "layers.0", *QUICK, "--seeds", "3", "-o", str(out), "--json"]
+    rows = [json.loads(line) for line in told(capsys, *run).out.splitlines()][4:]
+    assert [row["name"] for row in rows] == ["seed 0", "seed 1", "seed 2", "mean", "random", "pca", "dense"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["three", "three.jsonl"]
+    *each, found = rows[:4]
+    for name in ("explained", "delta_ce", "dead", "kl"):
+        x = torch.tensor([row[name] for row in each], dtype=torch.float64)
+        half = 4.302653 * x.std().item() / 3**0.5
+        assert found[name] == pytest.approx(x.mean().item())
+        assert found[f"{name}_high"] - found[name] == pytest.approx(half, rel=1e-4)
+    assert 0 <= found["stability"] < 1 and found["seeds"] == 3 and found["better"]["stability"] == "higher"
+    apart = [str(out / str(i)) for i in range(3)]
+    again = told(capsys, "judge", *apart, "--test", "2")
+    assert [line.split()[0] for line in again.out.splitlines()[1:]] == [
+        "seed",
+        "seed",
+        "seed",
+        "mean",
+        "random",
+        "pca",
+        "dense",
+    ]
+    assert "over 3 seeds, 95 % interval of Student" in again.err and "Hungarian" in again.err
+    both = [
+        json.loads(x)["name"]
+        for x in told(capsys, "judge", apart[0], apart[0], "--test", "2", "--json").out.splitlines()
+    ]
+    assert both == ["dictionary", "random", "pca", "dense"] * 2, "the same twice is no second seed"
 
 
 def test_interrupted_judging_loses_nothing(capsys, tmp_path, monkeypatch, learnt):
@@ -104,7 +140,7 @@ def test_what_cannot_be_put_in_is_explained_and_the_rest_is_said():
     late = "model.layers.0 is written before model.layers.1 is heard"
     assert all("delta_ce" not in row and row["missing"] == late for row in rows) and rows[0]["l0"] == 3
     head, _ = columns(rows)
-    assert head == ["", "L0", "explained", "dead latents", "dense latents"]
+    assert head == ["", "L0 ↓", "explained ↑", "dead latents ↓", "dense latents ↓"]
     assert f"no CE and no KL: {late}, so it cannot be put into one run of the model" in meaning(
         rows, cross, "x", (3, 8)
     )
@@ -170,6 +206,10 @@ def train(*arguments: str) -> list[str]:
 BAD = [
     (train(), "--site is missing"),
     (train("--site", "layers.77"), "the model has no module 'layers.77'; near: model.layers.7"),
+    (
+        train("--site", "blocks.4.hook_resid_post"),
+        "TransformerLens' name of a place in a model of this kind; that is 'model.layers.4' here",
+    ),
     (train("--site", "layers.4", "--latents", "4"), "budget '8' of 4 latents: keep at most 4"),
     (train("--site", "layers.4", "--data", "HERE/short.txt"), "ask for windows of at most"),
     (train("--site", "layers.4", "--data", "HERE/long.txt", "--test", "1000", "--length", "64"), "ask for at most"),

@@ -115,6 +115,43 @@ def test_the_dead_are_counted_in_tokens():
         assert (found.about["dead"] == 0) if most == 0 else (64 - latents <= found.about["dead"] <= most)
 
 
+def never(row):
+    raise AssertionError("a step was taken")
+
+
+def checked(unseen):
+    return learn([Pupil(TopK(), budget("4"), 20)], Rows(data(8), 50), TEN, told=never, unseen=Rows(unseen, 50))
+
+
+def test_other_settings_do_not_replace_what_was_learnt(tmp_path):
+    pupil, x = [Pupil(TopK(), budget("4"), 20)], data(8)
+    learn(pupil, Rows(x, 50), TEN, out=tmp_path / "sae")
+    other, held = Lesson(10, rate=2e-2, dead_after=100), (tmp_path / "sae.partial").read_bytes()
+    with pytest.raises(ValueError, match=r"holds 10 steps of .*rate=0.01 there, rate=0.02 here.*--force"):
+        learn(pupil, Rows(x, 50), other, out=tmp_path / "sae", told=never)
+    assert (tmp_path / "sae.partial").read_bytes() == held
+    (found,) = learn(pupil, Rows(x, 50), other, out=tmp_path / "sae", force=True)
+    assert torch.equal(found.decoder, learn(pupil, Rows(x, 50), other)[0].decoder)
+
+
+@pytest.mark.parametrize("m", [TopK(), BatchTopK()], ids=lambda m: m.name)
+def test_what_cannot_be_coded_is_a_sentence(m):
+    (d,) = learn([Pupil(m, budget("4"), 20)], Rows(data(8), 50), TEN)
+    x, bad = torch.zeros(3, 8), torch.zeros(3, 8)
+    bad[1, 2] = torch.nan
+    cases = (
+        (x[:, :7], r"inputs of shape \(3, 7\): this dictionary reads rows, \[batch, 8\]$"),
+        (x[None], r"inputs of shape \(1, 3, 8\): .*x.reshape\(-1, 8\)"),
+        (x.double(), r"inputs in torch.float64, the dictionary in torch.float32: write x.to\(torch.float32\)"),
+        (bad, "inputs: row 1 is NaN or infinite"),
+    )
+    for call in (d.encode, d):
+        for given, says in cases:
+            with pytest.raises(ValueError, match=says):
+                call(given)
+        call(x + 1e38), call(x[:0])  # large is not infinite; none is none
+
+
 @pytest.mark.parametrize(
     ("do", "says"),
     [
@@ -133,6 +170,9 @@ def test_the_dead_are_counted_in_tokens():
             lambda: learn([Pupil(TopK(), budget("4"), 20, 0, ("b",))], Rows(data(8), 50), TEN, {"a": 8}),
             "'b' is not in the stream",
         ),
+        (lambda: learn([], Rows(data(8), 50), TEN), "there is no dictionary to learn: give at least one Pupil"),
+        (lambda: checked(data(7)), r"the held-out data \(`unseen`\).*rows of 7 columns.*from have 8"),
+        (lambda: checked(data(8) * torch.nan), r"the held-out data \(`unseen`\).*NaN or infinite"),
         (
             lambda: learn([Pupil(TopK(), budget("4"), 20)], Rows(torch.ones(400, 8), 50), TEN),
             "there is nothing to learn",

@@ -9,7 +9,7 @@ import torch
 
 from fewer import measure
 from fewer.layout import Codes
-from fewer.measure import fvu, ratio, reconstruction
+from fewer.measure import fvu, over_seeds, ratio, reconstruction
 from fewer.measure.absorption import absorption, splitting
 from fewer.measure.description import coarsest, description_length, entropy
 from fewer.measure.erasing import blamed, erased, spurious, targeted
@@ -26,7 +26,7 @@ from fewer.measure.matching import (
     stability,
     svcca,
 )
-from fewer.measure.planted import Planted, f1, mcc, mean_max_cosine, over_seeds, supervised
+from fewer.measure.planted import Planted, f1, mcc, mean_max_cosine, supervised
 from fewer.measure.probing import classify, macro_f1, pooled, sparse_probe
 from fewer.measure.residue import dark_matter, refit
 from fewer.measure.senses import senses

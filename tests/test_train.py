@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from tiny import batch, build
 
 from fewer.core import budget, find
-from fewer.train import Cosine, Flat, Linear, Masks, Training, learner_of, train
+from fewer.train import Board, Cosine, Flat, Linear, Masks, Training, learner_of, train
 from fewer.train.kept import Kept
+from fewer.train.loop import tensor_cores
 from fewer.weights.mask_llm import MaskLlm
 
 DATA = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]), torch.tensor([[0.5, 4.0]])]
@@ -79,14 +81,103 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path, end):
     assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_another_job_and_a_torn_file_begin_anew(tmp_path):
-    how, ours, again = Training(steps=2, save_after=0.0), parameter(), parameter()
-    train(ours, noisy(ours), DATA, how, Kept(tmp_path / "out", "key"))
-    for spoil in (lambda: None, lambda: (tmp_path / "out.partial").write_bytes(b"torn")):
+def test_another_job_and_a_torn_file_are_replaced_by_force_alone(tmp_path):
+    how, ours, again, file = Training(steps=2, save_after=0.0), parameter(), parameter(), tmp_path / "out.partial"
+    train(ours, noisy(ours), DATA, how, Kept(tmp_path / "out", "a=1, rate=2"))
+    refused = (
+        (lambda: None, r"holds 2 steps of a run with other settings \(rate=2 there, rate=3 here\): .*--force"),
+        (lambda: file.write_bytes(b"torn"), "is no state of a run that can be read: .*--force"),
+    )
+    for spoil, says in refused:
         spoil()
+        before, log = file.read_bytes(), (tmp_path / "out.jsonl").read_text()
+        with pytest.raises(ValueError, match=says):
+            train(again, noisy(again), DATA, how, Kept(tmp_path / "out", "a=1, rate=3"))
+        assert file.read_bytes() == before and (tmp_path / "out.jsonl").read_text() == log
         told: list = []
-        train(again, noisy(again), DATA, how, Kept(tmp_path / "out", "other"), told.append)
+        train(again, noisy(again), DATA, how, Kept(tmp_path / "out", "a=1, rate=3", force=True), told.append)
         assert told[0]["step"] == 1
+
+
+@pytest.mark.parametrize("at", ["loss", "step", "told"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_breaks_in_on_a_run_loses_no_whole_step(tmp_path, at, error):
+    """However seldom it is saved; and a step that was not whole leaves no trace, nor what it counted."""
+    how = Training(steps=6, rate=Cosine(0.1, 0.01), save_after=1e9)
+
+    def start(armed):
+        ours = parameter() | {"count": torch.zeros(1)}
+        moved = torch.optim.AdamW([*ours.values()], 1.0)
+        noise, plain = noisy(ours), moved.step
+        now = [0]
+
+        def loss(x, progress):
+            ours["count"] += 1
+            now[0] += 1
+            if armed and at == "loss" and now[0] == 4:
+                raise error
+            return noise(x, progress)
+
+        def step(*args):
+            if armed and at == "step" and now[0] == 4 and error is KeyboardInterrupt:
+                signal.raise_signal(signal.SIGINT)  # waits for the end of the step
+            plain(*args)
+            if armed and at == "step" and now[0] == 3 and error is not KeyboardInterrupt:
+                raise error  # torn: not kept
+
+        moved.step = step
+        told = []
+
+        def tell(row):
+            told.append(row["step"])
+            if armed and at == "told" and row["step"] == 3:
+                raise error
+
+        return ours, loss, tell, moved, told
+
+    whole, loss, tell, moved, _ = start(False)
+    train(whole, loss, DATA, how, Kept(tmp_path / "whole", "key"), tell, moved)
+    ours, loss, tell, moved, _ = start(True)
+    with pytest.raises(error):
+        train(ours, loss, DATA, how, Kept(tmp_path / "halves", "key"), tell, moved)
+    ours, loss, tell, moved, told = start(False)
+    train(ours, loss, DATA, how, Kept(tmp_path / "halves", "key"), tell, moved)
+    assert told[0] == (4 if at != "step" else 5 if error is KeyboardInterrupt else 1)
+    assert all(torch.equal(whole[name], ours[name]) for name in whole)
+    assert (tmp_path / "whole.jsonl").read_text() == (tmp_path / "halves.jsonl").read_text()
+
+
+def test_tensorboard_reads_what_was_told_also_of_a_run_that_went_on(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = [{"step": i, "steps": 4, "loss": 1.0 / i, "rate": 0.5} for i in (1, 2, 3, 3, 4)]
+    rows[3]["loss"] = 9.0
+    for some in (rows[:3], rows[3:]):  # killed after step 3, which was not kept
+        with Board(tmp_path / "events") as told:
+            for row in some:
+                told(row)
+    found = EventAccumulator(str(tmp_path / "events"))
+    found.Reload()
+    assert {*found.Tags()["scalars"]} == {"loss", "rate"}
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 9.0), (4, 0.25)]
+
+
+def test_without_tensorboard_it_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fewer\[board\]'"):
+        Board(tmp_path)
+
+
+def test_tf32_is_on_inside_alone():
+    flag = torch.backends.cuda.matmul
+    assert not flag.allow_tf32
+    with pytest.raises(KeyError), tensor_cores(True):
+        assert flag.allow_tf32
+        raise KeyError
+    with tensor_cores(False):
+        assert not flag.allow_tf32
+    assert not flag.allow_tf32
 
 
 def test_the_callers_random_numbers_are_left_alone():

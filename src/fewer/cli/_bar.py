@@ -72,6 +72,19 @@ def loss(told: Told) -> Callable[[Mapping[str, Any]], None]:
     return heard
 
 
+def both(
+    one: Callable[[Mapping[str, Any]], None] | None, other: Callable[[Mapping[str, Any]], None]
+) -> Callable[[Mapping[str, Any]], None]:
+    """What tells two of a row; of none and another, the other."""
+
+    def heard(row: Mapping[str, Any]) -> None:
+        if one:
+            one(row)
+        other(row)
+
+    return heard
+
+
 def shown(console: Any = None) -> Any:
     """The bar of a terminal, by default that of stderr."""
     from rich.console import Console

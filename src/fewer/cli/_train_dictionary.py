@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewer.core import Budget
 
-from ._bar import Bar, loss
+from ._bar import Bar, both, loss
 from ._print import lines, note
 from ._text import LEARNT, tokenizer_for
 
@@ -37,6 +37,7 @@ class Wanted:
     begin: str | None = None
     boost: str | None = None
     groups: int | None = None
+    seeds: int = 1  # so many dictionaries, from one stream
 
 
 def dictionary(
@@ -49,9 +50,9 @@ def dictionary(
     device: str,
     force: bool,
     json: bool,
+    board: Callable[[Any], None] | None = None,
 ) -> None:
     """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
-    from fewer.dictionaries import save
     from fewer.models import open_model
     from fewer.train import Lesson
     from fewer.train.dictionaries import HELD
@@ -59,11 +60,11 @@ def dictionary(
 
     from ._train_groups import groups
     from ._train_ways import Said
-    from .judge import judged, unseen
+    from .judge import judge_all, unseen
 
-    if wanted.groups:
-        return groups(sparsifier, kept, model, out, data, wanted, wanted.groups, device, force, json)
     way = _way(wanted)
+    if wanted.groups:
+        return groups(sparsifier, kept, model, out, data, wanted, wanted.groups, device, force, json, board)
     wanted = way.at_sites(wanted)
     if not wanted.reads:
         raise ValueError("--site is missing: say what the dictionary reads, such as --site layers.4")
@@ -73,18 +74,32 @@ def dictionary(
     text = _windows(data, tokenizer, wanted)
     test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
     special, later = frozenset(tokenizer.all_special_ids), min(HELD * BATCH // data[1], max(1, len(text) // 5))
-    said = Said(opened, taps, text[:-later], text[-later:], special, wanted.seed)
+    said = Said(opened, taps, text[:-later], text[-later:], special, wanted.seed, force)
     lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed, hide=wanted.hide)
     note(_plan(pupil, lesson.steps, said.text.numel()))
+    pupils = [replace(pupil, seed=wanted.seed + i) for i in range(wanted.seeds)]
     about = {"model": model, "data": data[0], "length": data[1], "distinct": said.text.numel()}
     with Bar(json) as bar:
         told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        learnt = way.learnt(pupil, said, lesson, out, told, about)
-    save(learnt, out, force=force)
+        learnt = way.learnt(pupils, said, lesson, out, both(board, told), about)
+    _written(learnt, out, force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")
     if test is not None:
-        judged(learnt, opened, tokenizer, test, data[0], json)
+        judge_all(learnt, opened, tokenizer, test, data[0], json)
+
+
+def _written(learnt: list[Any], out: Path, force: bool) -> None:
+    """One at OUT, several in OUT/0, OUT/1 and so on; whole or not at all."""
+    from fewer.dictionaries import save
+    from fewer.dictionaries._disk import whole
+
+    if len(learnt) == 1:
+        save(learnt[0], out, force=force)
+        return
+    with whole(out.absolute()) as part:
+        for number, one in enumerate(learnt):
+            save(one, part / str(number))
 
 
 def _way(wanted: Wanted) -> "Way":
@@ -98,6 +113,8 @@ def _way(wanted: Wanted) -> "Way":
     through = wanted.keep != "error"
     if wanted.begin and not through:
         raise ValueError("--from goes with --loss kl or ce")
+    if wanted.seeds > 1 and (through or wanted.boost or wanted.groups):
+        raise ValueError("--seeds goes with --loss error, without --boost and --groups")
     if wanted.boost and (through or wanted.reads or wanted.writes or wanted.skip):
         raise ValueError(
             "--boost has the sites of its dictionary, and learns its error: without --site, --to, --skip, --loss"

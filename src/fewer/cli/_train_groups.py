@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewer.core import Budget
 
-from ._bar import Bar, loss
+from ._bar import Bar, both, loss
 from ._print import lines, note
 from ._text import LEARNT, tokenizer_for
 
@@ -29,6 +29,7 @@ def groups(
     device: str,
     force: bool,
     json: bool,
+    board: Any = None,
 ) -> None:
     """Deal out the layers, learn one dictionary a group on what all of its layers say, and judge it at each of them."""
     from fewer.dictionaries import save
@@ -56,10 +57,10 @@ def groups(
     learnt, about = [], {"model": model, "data": data[0], "length": data[1]}
     with Bar(json) as bar:
         for i, part in enumerate(parts):
-            told: Any = (lambda row: lines([row])) if json else loss(bar(f"learning group {i}"))
+            told: Any = both(board, (lambda row: lines([row])) if json else loss(bar(f"learning group {i}")))
             some = [taps[layer] for layer in part]
             learnt.append(
-                _learnt((sparsifier, kept), opened, some, text, special, wanted, Path(f"{out}.{i}"), told, about)
+                _learnt((sparsifier, kept), opened, some, text, special, wanted, Path(f"{out}.{i}"), told, about, force)
             )
     out.mkdir(exist_ok=True)
     for i, d in enumerate(learnt):
@@ -73,7 +74,7 @@ def groups(
 
 def _learnt(
     rule: tuple["Sparsifier", Budget], model: Any, taps: list, text: Any, leave: frozenset[int], wanted: "Wanted", out: Path,
-    told: Any, about: dict[str, Any],
+    told: Any, about: dict[str, Any], force: bool,
 ) -> Any:  # fmt: skip
     """One dictionary on what all of these sites say, one under the other."""
     from fewer.dictionaries.layered import layered
@@ -90,7 +91,7 @@ def _learnt(
     width = next(iter(source)).shape[1]
     pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed, (), (), *front._forms(wanted))
     lesson = Lesson(max(1, wanted.tokens // front.BATCH), wanted.rate, seed=wanted.seed, hide=wanted.hide)
-    (d,) = learn([pupil], source, lesson, out=out, told=told, about=about, unseen=unseen)
+    (d,) = learn([pupil], source, lesson, out=out, told=told, about=about, unseen=unseen, force=force)
     return layered(d, [str(tap) for tap in taps])
 
 

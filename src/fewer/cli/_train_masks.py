@@ -22,6 +22,7 @@ def masks(
     prior: str | None,
     device: str,
     told: Callable[[Any], None],
+    force: bool = False,
 ) -> str:
     """Learn and write them; what to write in a step then. `data` is the corpus, how many windows, and how long they are."""
     from fewer.core.spell import spell
@@ -33,7 +34,7 @@ def masks(
         raise ValueError(f"{out}: its name must end in .npz")
     dense, tokens = _opened(model, device, data, how.seed)
     known = _known(dense, first, where, tokens) if first else None
-    learnt = teacher(dense, out, where, how, known, told=told).fit(pupil, kept, list(tokens.split(batch)))
+    learnt = teacher(dense, out, where, how, known, told=told, force=force).fit(pupil, kept, list(tokens.split(batch)))
     return f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"'
 
 

@@ -1,5 +1,6 @@
 """The options of `fewer train` that belong to one kind of learning."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,10 @@ Latents = Annotated[int | None, typer.Option(min=1, help=LATENTS, rich_help_pane
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to learn from, 1024 a step.", rich_help_panel=DICTIONARIES)]
 TEST = "Windows of unseen text to judge it on; 0: do not."
 Test = Annotated[int, typer.Option(min=0, help=TEST, rich_help_panel=DICTIONARIES)]
+BOARD = "Write events for TensorBoard in this directory, beside OUT.jsonl."
+Board = Annotated[Path | None, typer.Option("--tensorboard", help=BOARD)]
+SEEDS = "So many dictionaries that differ in their seed, from one stream; OUT/0, OUT/1, ... are judged together."
+Seeds = Annotated[int, typer.Option(min=1, help=SEEDS, rich_help_panel=DICTIONARIES)]
 SKIP = "A linear map beside the latents (with --to)."
 Skip = Annotated[bool, typer.Option("--skip", help=SKIP, rich_help_panel=DICTIONARIES)]
 LOSS = "What it is to keep: error (what the site says), kl (what the model predicts), ce (the text's own next token)."

@@ -1,7 +1,7 @@
 """The ways in which `fewer train features/...` learns: for the site, for the model's predictions, for another's error."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Said:
     later: Tensor
     leave: frozenset[int]
     seed: int
+    force: bool
 
     @property
     def sites(self) -> dict[str, int]:
@@ -55,8 +56,8 @@ class Way(ABC):
 
     @abstractmethod
     def learnt(
-        self, pupil: Pupil, said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
-    ) -> Dictionary:
+        self, pupils: Sequence[Pupil], said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
+    ) -> list[Dictionary]:
         """What comes of it."""
 
 
@@ -64,10 +65,12 @@ class Plain(Way):
     """For what the site says."""
 
     def learnt(
-        self, pupil: Pupil, said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
-    ) -> Dictionary:
+        self, pupils: Sequence[Pupil], said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
+    ) -> list[Dictionary]:
         source, unseen = said.live()
-        return learn([pupil], source, lesson, said.sites, out=out, told=told, about=about, unseen=unseen)[0]
+        return learn(
+            pupils, source, lesson, said.sites, out=out, told=told, about=about, unseen=unseen, force=said.force
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +81,11 @@ class Through(Way):
     start: Dictionary | None
 
     def learnt(
-        self, pupil: Pupil, said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
-    ) -> Dictionary:
+        self, pupils: Sequence[Pupil], said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
+    ) -> list[Dictionary]:
         windows, unseen = said.windows()
-        return learn_through(
-            pupil, said.model, windows, self.aim, lesson, self.start, said.leave, out, told, about, unseen
-        )
+        rest = (self.aim, lesson, self.start, said.leave, out, told, about, unseen, said.force)
+        return [learn_through(pupil, said.model, windows, *rest) for pupil in pupils]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class Boost(Way):
         return replace(wanted, reads=self.base.reads, writes=self.base.writes)
 
     def learnt(
-        self, pupil: Pupil, said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
-    ) -> Dictionary:
+        self, pupils: Sequence[Pupil], said: Said, lesson: Lesson, out: Path, told: Told, about: Mapping[str, Any]
+    ) -> list[Dictionary]:
         source, unseen = said.live()
-        return learn_boost(self.base, pupil, source, lesson, out, told, about, unseen)
+        return [learn_boost(self.base, pupil, source, lesson, out, told, about, unseen, said.force) for pupil in pupils]

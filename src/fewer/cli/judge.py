@@ -13,7 +13,7 @@ from ._text import DATA, tokenizer_for
 if TYPE_CHECKING:
     from fewer.features import Dictionary
 
-DICTIONARY = "The directory of a dictionary in any form, or 'hf:owner/name/folder'."
+DICTIONARY = "The directory of a dictionary in any form, or 'hf:owner/name/folder'; several that differ in their seed are judged together."
 MODEL = "'bundled', a directory, or a name on the hub; what the dictionary says by default."
 SITE = "What it reads, if it does not say so or a name that the model does not have; repeat for several."
 TO = "What it writes, if not what it reads."
@@ -33,10 +33,11 @@ HEAD = {  # a column and what stands above it
     "dense": "dense latents",
 }
 SHARES = ("dead", "dense")
+ARROW = {"higher": " ↑", "lower": " ↓"}  # which way is better
 
 
 def judge(
-    dictionary: Annotated[str, typer.Argument(help=DICTIONARY)],
+    dictionary: Annotated[list[str], typer.Argument(help=DICTIONARY)],
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     site: Annotated[list[str] | None, typer.Option(help=SITE)] = None,
     to: Annotated[list[str] | None, typer.Option(help=TO)] = None,
@@ -48,24 +49,25 @@ def judge(
 ) -> None:
     """Judge a dictionary on text, beside a random one, principal components, and the model as it is.
 
-    Nothing is learnt or written. Of several dictionaries in one directory, each is judged; one for several layers, at each.
+    Nothing is learnt or written. Of several dictionaries each is judged; one for several layers, at each. Those that differ in
+    nothing but their seed come into one table, with their mean, its 95 % interval over seeds, and the share of latents that
+    all seeds find.
 
-    Examples: `fewer judge sae` · `fewer judge hf:owner/name/folder --model gpt2 --data hf:owner/text/train:text`
+    Examples: `fewer judge sae` · `fewer judge sae-0 sae-1 sae-2` · `fewer judge hf:owner/name/folder --model gpt2 --data hf:owner/text/train:text`
     """
     from dataclasses import replace
 
     from fewer.dictionaries import load_all
     from fewer.dictionaries.layered import at_layers
 
-    several = [at for d in load_all(dictionary) for at in at_layers(d)]
+    several = [at for place in dictionary for d in load_all(place) for at in at_layers(d)]
     if site:
         several = [replace(d, reads=tuple(site), writes=tuple(to or site)) for d in several]
     about = several[0].about
     source, width = data or str(about.get("data") or "stdlib"), length or _number(about.get("length")) or 256
-    _, opened, tokenizer = model_for(dictionary, several, model, device, "dictionaries are judged on text")
+    _, opened, tokenizer = model_for(", ".join(dictionary), several, model, device, "dictionaries are judged on text")
     text = unseen(source, tokenizer, width, test)
-    for d in several:
-        judged(d, opened, tokenizer, text, source, json)
+    judge_all(several, opened, tokenizer, text, source, json)
 
 
 def model_for(
@@ -96,16 +98,38 @@ def unseen(data: str, tokenizer: Any, length: int, count: int) -> Any:
     return windows(corpus(data, "test"), tokenizer, length, count)
 
 
+def judge_all(several: Sequence["Dictionary"], model: Any, tokenizer: Any, text: Any, data: str, json: bool) -> None:
+    """Together, if they are the same but for their seed; else each."""
+    from fewer.dictionaries.seeds import alike, judge_seeds
+
+    if not alike(several):
+        for d in several:
+            judged(d, model, tokenizer, text, data, json)
+        return
+    named = {f"seed {d.about.get('seed', i)}": d for i, d in enumerate(several)}
+    with Bar(json) as bar:
+        rows = judge_seeds(named, model, text, _special(tokenizer), told=bar("judging"))
+    show(rows, several[0], data, text, json)
+
+
+def _special(tokenizer: Any) -> frozenset[int]:
+    return frozenset(map(int, tokenizer.all_special_ids))
+
+
 def judged(dictionary: "Dictionary", model: Any, tokenizer: Any, text: Any, data: str, json: bool) -> None:
     """Judge it on windows of text, and print a row a line, or the table with what it means."""
     from fewer.dictionaries.judge import judge as rows_of
 
     with Bar(json) as bar:
-        leave = frozenset(map(int, tokenizer.all_special_ids))
-        rows = rows_of(dictionary, model, text, leave, told=bar("judging"))
+        rows = rows_of(dictionary, model, text, _special(tokenizer), told=bar("judging"))
+    show(rows, dictionary, data, text, json)
+
+
+def show(rows: Sequence[Mapping[str, Any]], dictionary: "Dictionary", data: str, text: Any, json: bool) -> None:
+    """A row a line, or the table with what it means."""
     what = {"reads": list(dictionary.reads), "writes": list(dictionary.writes), "data": data}
     if json:
-        return lines(row | what for row in rows)
+        return lines({**row, **what} for row in rows)
     head, cells = columns(rows)
     sys.stderr.flush()
     table(head, cells, wrap=head[1:])
@@ -113,9 +137,11 @@ def judged(dictionary: "Dictionary", model: Any, tokenizer: Any, text: Any, data
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The head, and a line of cells for each row; columns that no row fills are left out."""
+    """The head with the way each number is better, and a line of cells for each row; columns that no row fills are left out."""
     fields = [f for f in HEAD if any(f in row for row in rows)]
-    return [HEAD[f] for f in fields], [[_cell(row, f) for f in fields] for row in rows]
+    better = {name: way for row in rows for name, way in row.get("better", {}).items()}
+    head = [HEAD[f] + ARROW.get(better.get(f), "") for f in fields]
+    return head, [[_cell(row, f) for f in fields] for row in rows]
 
 
 def _cell(row: Mapping[str, Any], field: str) -> str:
@@ -143,6 +169,11 @@ def meaning(rows: Sequence[Mapping[str, Any]], d: "Dictionary", data: str, shape
         f"random: {d.latents} random directions, the {here['l0']:.0f} that agree most speak; pca: the {here['l0']:.0f} main components"
         + ("" if d.is_autoencoder else " of the best linear map"),
     ]
+    for one in rows:
+        if "stability" in one:
+            said.append(
+                f"mean: over {one['seeds']} seeds, 95 % interval of Student over them; stability {_cell(one, 'stability')}: the share of latents with a partner of cosine 0.7 in another seed (Hungarian matching of what they write)"
+            )
     if "missing" in here:
         said.append(f"no CE and no KL: {here['missing']}, so it cannot be put into one run of the model")
     else:

@@ -1,16 +1,18 @@
 """fewer train: learn what no formula says."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._bar import Bar, loss
+from ._bar import Bar, both, loss
 from ._print import Json, lines, note
 from ._text import Data, Length
 from ._train_options import (
     Accumulate,
     Batch,
+    Board,
     Boost,
     Decoder,
     Encoder,
@@ -20,6 +22,7 @@ from ._train_options import (
     Latents,
     Loss,
     Prior,
+    Seeds,
     Site,
     Skip,
     Start,
@@ -33,7 +36,7 @@ from ._train_options import (
 
 WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
 OUT = "What to write: a directory for a dictionary, an .npz file for masks."
-FORCE = "Replace OUT if it exists, once the new one is whole."
+FORCE = "Replace OUT if it exists, once the new one is whole, and what a run with other settings left of it."
 RATE = "Learning rate; by default one that fits what is learnt."
 MODEL = "'bundled', a directory, or a name on the hub."
 
@@ -54,6 +57,7 @@ def train(
     latents: Latents = None,
     tokens: Tokens = 500_000,
     test: Test = 64,
+    seeds: Seeds = 1,
     skip: Skip = False,
     keep: Loss = "error",
     begin: From = None,
@@ -69,6 +73,7 @@ def train(
     batch: Batch = 4,
     accumulate: Accumulate = 1,
     windows: Windows = 1024,
+    tensorboard: Board = None,
     json: Json = False,
 ) -> None:
     """Learn a method on text, with the model's weights frozen, and write what was learnt.
@@ -92,12 +97,20 @@ def train(
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
         sites, forms = (tuple(site or ()), tuple(to or ())), (encoder, decoder, start)
-        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, forms, hide, keep, begin, boost, groups)
-        return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json)  # type: ignore[arg-type]
-    with Bar(json) as bar:
-        told = (lambda row: lines([row])) if json else loss(bar("learning"))
-        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told)
+        other = (forms, hide, keep, begin, boost, groups, seeds)
+        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
+        with _events(tensorboard) as board:
+            return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
+    with Bar(json) as bar, _events(tensorboard) as board:
+        told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
+        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told, force)
     note(said)
+
+
+def _events(place: Path | None) -> Any:
+    from fewer.train import Board as Events
+
+    return Events(place) if place else nullcontext()
 
 
 def _check(out: Path, force: bool) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from fewer.features import Dictionary
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
+from fewer.models.hook_names import hook_of, site_of
 
 from ._disk import Tensors, tensors_of, write_tensors
 from ._form import ALL, Form, plain, thresholds
-from .hooks import hook_of, site_of
 
 LAYERS, ACROSS, NOTE = "circuit_tracer", "circuit_tracer_clt", "config.yaml"
 THRESHOLD = "activation_function.threshold"

@@ -16,10 +16,10 @@ from fewer.features.jump_relu import JumpRelu
 from fewer.features.matryoshka import Matryoshka
 from fewer.features.relu_l1 import ReluL1
 from fewer.features.top_k import TopK
+from fewer.models.hook_names import hook_of, layer_of, site_of
 
 from ._disk import Tensors, fitting, note_of, one_of, whole_number, widened, write_note
 from ._form import ALL, autoencoder, folded, kept, plain, single, thresholds, top, unfolded
-from .hooks import hook_of, layer_of, site_of
 
 NAME, NOTE, STATE = "dictionary_learning", "config.json", "ae.pt"
 LINEAR = {"encoder.weight": "latents dim", "decoder.weight": "dim latents"}

@@ -11,10 +11,10 @@ import torch
 from fewer.features import Dictionary
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
+from fewer.models.hook_names import path_of
 
 from ._disk import fitting, note_of, one_of, tensors_of, widened, write_note, write_tensors
 from ._form import ALL, plain, single, thresholds
-from .hooks import path_of
 
 FIRST, SECOND = "gemma_scope", "gemma_scope_2"
 ARRAYS, NOTE, TENSORS = "params.npz", "config.json", "params.safetensors"

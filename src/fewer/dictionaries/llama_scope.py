@@ -10,10 +10,10 @@ import torch
 from fewer.features import Dictionary
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
+from fewer.models.hook_names import hook_of, site_of
 
 from ._disk import note_of, one_of, tensors_of, write_note, write_tensors
 from ._form import ALL, plain, single, thresholds
-from .hooks import hook_of, site_of
 
 NAME, NOTE, TENSORS = "llama_scope", "hyperparams.json", "checkpoints/final.safetensors"
 SHAPES = {

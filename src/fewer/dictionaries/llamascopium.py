@@ -10,10 +10,10 @@ from fewer.features.batch_top_k import BatchTopK
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
 from fewer.features.top_k import TopK
+from fewer.models.hook_names import hook_of, site_of
 
 from ._disk import note_of, one_of, tensors_of, whole_number, write_note, write_tensors
 from ._form import ALL, kept, plain, single, thresholds, top
-from .hooks import hook_of, site_of
 
 NAME, NOTE, TENSORS = "llamascopium", "config.json", "sae_weights.safetensors"
 THRESHOLD = "activation_function.log_jumprelu_threshold"

@@ -12,10 +12,10 @@ from fewer.features.gated import Gated
 from fewer.features.jump_relu import JumpRelu
 from fewer.features.relu_l1 import ReluL1
 from fewer.features.top_k import TopK
+from fewer.models.hook_names import hook_of, site_of
 
 from ._disk import Tensors, note_of, one_of, tensors_of, whole_number, write_note, write_tensors
 from ._form import ALL, PLAIN, folded, kept, plain, single, thresholds, top
-from .hooks import hook_of, site_of
 
 NAME, NOTE, TENSORS = "saelens", "cfg.json", "sae_weights.safetensors"
 MADE_BY = "6.54.12"  # whose form this is; without a version it would be read as one before 6

@@ -137,7 +137,7 @@ def edited(edits: Sequence[Edit], codes: Codes) -> Codes:
         value = torch.where(here, after[:, None], codes.value)
         new = torch.where(here.any(1), 0.0, after)[:, None]
         if new.any():
-            index = torch.cat([codes.index, torch.full_like(codes.index[:, :1], edit.latent)], 1)
+            index = torch.cat([codes.index, codes.index.new_full((len(new), 1), edit.latent)], 1)
             codes = Codes(index, torch.cat([value, new], 1), codes.size)
         else:
             codes = Codes(codes.index, value, codes.size)

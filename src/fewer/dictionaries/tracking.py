@@ -45,7 +45,7 @@ def _alike(x: Tensor) -> float:
 @dataclass(frozen=True, eq=False)
 class Transport:
     """A linear map from an early site to a later one: what it tells of a direction there was carried, the rest was made on the way
-    (activation transport operators, ledger 413).
+    (activation transport operators: Szablewski and Masiak 2025, 2508.17540, ledger 413).
     """
 
     weight: Float[Tensor, "out in"]

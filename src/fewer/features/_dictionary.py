@@ -60,8 +60,12 @@ class Dictionary:
         if not isinstance(self.how, Linear):
             raise ValueError(f"{what} asks for a linear map for each latent; this dictionary reads by {self.how.name}")
 
-    def encode(self, x: Float[Tensor, "batch in"]) -> Codes:
-        """Who speaks, and how loud, without a gradient and without ever holding all pre-activations."""
+    def encode(self, x: Float[Tensor, "*batch in"]) -> Codes:
+        """Who speaks, and how loud, in each row [batch, in]; without a gradient, never holding all pre-activations.
+
+        ValueError: what is no rows, or of another width or dtype, or NaN or infinite.
+        """
+        self._check(x)
         m, linear = self.sparsifier, isinstance(self.how, Linear)
         if linear and (k := plainly(m, self.budget, self.latents)) and type(m).serve is Sparsifier.serve:
             index, pre = kernels.encode(x, self.encoder, self.encoder_bias, k, m.by_size)
@@ -86,8 +90,21 @@ class Dictionary:
             raise ValueError("this dictionary has a skip connection: decode(codes, x) needs what was read")
         return out + F.linear(x, self.skip)
 
-    def __call__(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
+    def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "batch out"]:
         return self.decode(self.encode(x), x)
+
+    def _check(self, x: Tensor) -> None:
+        width, dtype = self.encoder.shape[1], self.encoder.dtype
+        if x.ndim != 2 or x.shape[1] != width:
+            flat = f"; flatten the axes before the last: x.reshape(-1, {width})" if x.shape[-1:] == (width,) else ""
+            raise ValueError(f"inputs of shape {tuple(x.shape)}: this dictionary reads rows, [batch, {width}]{flat}")
+        if x.dtype != dtype:
+            raise ValueError(
+                f"inputs in {x.dtype}, the dictionary in {dtype}: write x.to({dtype}) or dictionary.to({x.dtype})"
+            )
+        if not x.detach().sum().isfinite() and not x.isfinite().all():  # the sum alone is 100 times cheaper
+            row = int((~x.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"inputs: row {row} is NaN or infinite")
 
     def to(self, *args: Any) -> "Dictionary":
         """The same on another device or in another dtype."""

@@ -19,7 +19,8 @@ class HierarchicalTopK(ByScore):
     """Keep the k largest of each input, and let the j largest alone explain it too, for every j: the mean of k errors.
 
     Serve at any k: `dataclasses.replace(dictionary, budget=budget("8"))`. `levels` are shares of k, if only some of the j are
-    to count; with few of them it is the nested TopK of Zaigrajew et al. 2025 (2502.20578).
+    to count; with few of them it is the nested TopK of Zaigrajew et al. 2025
+    (2502.20578, ledger 77).
 
     >>> from fewer.layout import Codes
     >>> codes = Codes(torch.tensor([[0, 4]]), torch.tensor([[2.0, 3.0]]), 5)

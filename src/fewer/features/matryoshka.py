@@ -8,7 +8,7 @@ from fewer.layout import Codes
 
 
 @method(
-    Paper("2503.17547", "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", 2025, equation="eq. 6")
+    Paper("2503.17547", "Learning Multi-Level Features with Matryoshka Sparse Autoencoders", 2025, equation="sec. 3.1")
 )
 class Matryoshka(ByBatch):
     """BatchTopK whose first latents alone must explain the input too: the mean of the errors of several widths.

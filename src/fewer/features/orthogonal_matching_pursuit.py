@@ -9,7 +9,13 @@ from fewer.features import ByPursuit
 from fewer.layout import Codes
 
 
-@method(Paper("10.1109/ACSSC.1993.342465", "Orthogonal Matching Pursuit", 1993))
+@method(
+    Paper(
+        "10.1109/ACSSC.1993.342465",
+        "Orthogonal Matching Pursuit: Recursive Function Approximation with Applications to Wavelet Decomposition",
+        1993,
+    )
+)
 class OrthogonalMatchingPursuit(ByPursuit):
     """Add the atom that has most in common with what is left, of either sign, then fit all that were taken by least squares.
 

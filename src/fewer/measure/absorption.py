@@ -19,8 +19,11 @@ def splitting(
 ) -> tuple[Int64[Tensor, " k"], list[float]]:
     """The latents that a concept takes: one more is one of them while it raises the probe's F1 by more than `gain`.
 
-    Chanin et al. 2024 (2409.14507), sec. 3.2: k-sparse probes for k = 1, 2, ...; the first k after which F1 on `test`
-    grows by no more than 0.03. Returns the k latents and the F1 of each k tried. One latent is not split: fewer is better.
+    Chanin et al. 2024 (2409.14507), sec. 5.3: k-sparse probes for k = 1, 2, ...; the first k after which F1 on `test`
+    grows by no more than `gain`. Returns the k latents and the F1 of each k tried. One latent is not split: fewer is better.
+
+    Differs from the paper: latents are ranked by the difference of class means, not by the weights of a probe with an L1
+    penalty, and F1 is the mean of both classes' (macro), not that of the positive one.
     """
     truth = truth.cpu()
     order = contrast(train, label).abs().argsort(descending=True)[:most]
@@ -47,7 +50,7 @@ def absorption(
     A latent contributes c_i = z_i (d_i . p), with p the unit probe. Full absorption of a token: all `main` latents are
     silent, and the loudest contribution is by one latent whose cosine with the probe is at least `near` and which is at
     least `part` of x . p. Fraction: sum of positive c_i off main / sum of all positive c_i, of latents that near.
-    Chanin et al. 2024 (2409.14507), sec. 3.3, in SAEBench's form (2503.09532). Papers plot 1 - x as well: look.
+    Chanin et al. 2024 (2409.14507), sec. 5.3, in SAEBench's form (2503.09532). Papers plot 1 - x as well: look.
 
     Differs from the paper: contributions are projections on the probe, not ablations through the model (as in SAEBench);
     `x` is taken about nothing, so give it less the decoder's bias. Wilson's and Student's intervals over tokens.

@@ -1,7 +1,7 @@
 """A number and how sure we are of it: 95 % intervals, said how."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
@@ -76,6 +76,15 @@ def mean(x: Float[Tensor, " n"]) -> Estimate:
     value = x.mean().item()
     half = student(n - 1) * x.std().item() / math.sqrt(n) if n > 1 else math.inf
     return Estimate(value, value - half, value + half, n)
+
+
+def over_seeds(values: Sequence[float], name: str, higher_is_better: bool) -> Score:
+    """One measure of several independent runs: mean and Student's interval over seeds.
+
+    >>> print(over_seeds([0.8, 0.9, 1.0], "mcc", True))
+    mcc 0.90 ± 0.25 (higher is better)
+    """
+    return Score(name, mean(torch.tensor(values, dtype=torch.float64)), higher_is_better)
 
 
 def ratio(a: Float[Tensor, " n"], b: Float[Tensor, " m"]) -> Estimate:

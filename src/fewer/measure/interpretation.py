@@ -88,7 +88,7 @@ def shown(
     """At most `count` texts of `context` tokens of each kind, from codes of all tokens of `ids` in their order.
 
     Active ones are spread evenly over the ranks of their loudest token, so that quiet ones are seen as well (Paulo et al.
-    2024, 2410.13928, sec. 3.1), and shuffled; silent ones are drawn at random. `words` spells a token.
+    2024, 2410.13928, sec. 3.2), and shuffled; silent ones are drawn at random. `words` spells a token.
     """
     if len(codes.value) != ids.numel():
         raise ValueError(f"codes of {len(codes.value)} tokens and {ids.numel()} ids: give the codes of these tokens")
@@ -132,7 +132,7 @@ def interpret(explainer: Explainer, seen: Shown, share: float = 0.5, seed: int =
 def detection(explainer: Explainer, explanation: str, seen: Shown, seed: int = 0) -> Score:
     """Balanced accuracy of telling texts in which the latent speaks from others, by the explanation. Higher is better.
 
-    Bills et al. 2023; Paulo et al. 2024 (2410.13928), sec. 3.2. (hits / active + rejections / silent) / 2; chance is 1/2. Texts
+    Bills et al. 2023; Paulo et al. 2024 (2410.13928), sec. 3.3.1. (hits / active + rejections / silent) / 2; chance is 1/2. Texts
     are shown in random order. Answers that cannot be read are left out. Jackknife over texts.
     """
     shuffled = _mixed([(e.tokens, True) for e in seen.active] + [(e.tokens, False) for e in seen.silent], seed)
@@ -142,7 +142,7 @@ def detection(explainer: Explainer, explanation: str, seen: Shown, seed: int = 0
 def fuzzing(explainer: Explainer, explanation: str, seen: Shown, seed: int = 0) -> Score:
     """Balanced accuracy of telling right marks from wrong ones, by the explanation. Higher is better.
 
-    Paulo et al. 2024 (2410.13928), sec. 3.2: in every other active text the tokens at which the latent speaks are marked, in
+    Paulo et al. 2024 (2410.13928), sec. 3.3.2: in every other active text the tokens at which the latent speaks are marked, in
     the others as many at which it does not. A text that is loud in more than half of its tokens keeps its marks.
     """
     draw = random.Random(seed)

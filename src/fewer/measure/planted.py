@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from .estimate import Estimate, Score, mean
+from .estimate import Score, mean
 from .matching import cosines, match
 
 LEAST, MOST = 0.5, 1.5  # how loud a feature is, uniformly
@@ -112,7 +112,7 @@ def mean_max_cosine(found: Float[Tensor, "latents dim"], truth: Float[Tensor, "c
 def f1(found: Bool[Tensor, "n latents"], truth: Bool[Tensor, "n count"]) -> Score:
     """Mean over true features of the F1 of their latent, by the matching that makes it largest. Higher is better.
 
-    F1 = 2 both / (one + other), of the rows where each speaks (Makelov et al. 2024, 2405.08366, sec. 4.4). Features that
+    F1 = 2 both / (one + other), of the rows where each speaks (Makelov et al. 2024, 2405.08366, sec. 3.4). Features that
     never speak are left out. Interval over features.
 
     >>> speaks = torch.tensor([[True, False], [True, True]])
@@ -131,17 +131,8 @@ def f1(found: Bool[Tensor, "n latents"], truth: Bool[Tensor, "n count"]) -> Scor
 def supervised(x: Float[Tensor, "n dim"], truth: Bool[Tensor, "n count"]) -> Float[Tensor, "count dim"]:
     """The dictionary of one who knows the features: the least-squares atom of each, given who speaks.
 
-    x ~ mean + (truth - mean(truth)) A. The ceiling for learnt ones (Makelov et al. 2024, 2405.08366, eq. 4).
+    x ~ mean + (truth - mean(truth)) A. The ceiling for learnt ones (Makelov et al. 2024, 2405.08366, sec. 4.1 and app. A.6,
+    there the "MSE feature dictionary"; their eq. 4 takes means instead).
     """
     on = truth.double() - truth.double().mean(0)
     return torch.linalg.lstsq(on.cpu(), (x.double() - x.double().mean(0)).cpu(), driver="gelsd").solution.float().to(x)
-
-
-def over_seeds(values: list[float], name: str, higher_is_better: bool) -> Score:
-    """One measure of several independent runs: mean and Student's interval over seeds.
-
-    >>> print(over_seeds([0.8, 0.9, 1.0], "mcc", True))
-    mcc 0.90 ± 0.25 (higher is better)
-    """
-    found: Estimate = mean(torch.tensor(values, dtype=torch.float64))
-    return Score(name, found, higher_is_better)

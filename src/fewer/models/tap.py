@@ -1,6 +1,7 @@
 """Read or replace what any module says or hears, by its path: no wrapper, and nothing stays behind."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from .hook_names import path_of
 
 Change = Callable[[Tensor], Tensor]
 GRADIENT = ":gradient"
@@ -70,10 +73,11 @@ def find_taps(model: nn.Module, texts: Sequence[str]) -> list[Tap]:
     [Tap(path='0.0', hears=True, gradient=False)]
     """
     paths = [name for name, _ in model.named_modules() if name]
-    return [replace(tap, path=_full(tap.path, paths)) for tap in map(Tap.read, texts)]
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    return [replace(tap, path=_full(tap.path, paths, kind)) for tap in map(Tap.read, texts)]
 
 
-def _full(end: str, paths: Sequence[str]) -> str:
+def _full(end: str, paths: Sequence[str], kind: str = "") -> str:
     if end in paths:
         return end
     found = [path for path in paths if path.endswith(f".{end}")]
@@ -81,6 +85,9 @@ def _full(end: str, paths: Sequence[str]) -> str:
         return found[0]
     if found:
         raise ValueError(f"site {end!r} could be {', '.join(found[:4])}: write more of the path")
+    if site := path_of(end, kind):
+        there = f"that is {site!r} here" if site.removesuffix(":in") in paths else "this one has other modules"
+        raise ValueError(f"{end!r} is TransformerLens' name of a place in a model of this kind; {there}: write a path")
     near = get_close_matches(end, paths, n=3, cutoff=0.3) or [p for p in paths if end.rpartition(".")[2] in p][:3]
     raise ValueError(f"the model has no module {end!r}; near: {', '.join(near) or ', '.join(paths[:3])}")
 
@@ -110,21 +117,21 @@ def tapped(
 
 
 def activations(
-    model: nn.Module, taps: Sequence[Tap], ids: Int[Tensor, "windows length"], call: Callable[..., object] | None = None
-) -> Float[Tensor, "windows length dim"]:
-    """What all taps say of some windows, side by side, in float32; the model runs no further than it must.
+    model: nn.Module,
+    taps: Sequence[Tap],
+    inputs: "Int[Tensor, 'windows length'] | Float[Tensor, 'windows *shape']",
+    call: Callable[..., object] | None = None,
+) -> Float[Tensor, "windows *rows dim"]:
+    """What all taps say of some windows, side by side, in float32; the model runs no further than it must (see `run`).
 
     For a gradient it runs to its end, and back: of the next-token loss in nats, summed over the tokens.
     ValueError: a number that is not finite, with its tap.
     """
     if any(tap.gradient for tap in taps):
-        return _felt(model, taps, ids, call)
-    device = next(model.parameters()).device
+        return _felt(model, taps, inputs, call)
     with tapped(model, taps, brief=True) as heard:
-        try:
-            (call or model)(ids.to(device), use_cache=False)
-        except Enough:
-            pass
+        with contextlib.suppress(Enough):
+            run(model, inputs, call)
         return _beside(heard, taps)
 
 
@@ -149,7 +156,7 @@ def _felt(model: nn.Module, taps: Sequence[Tap], ids: Tensor, call: Callable[...
     plain = dict.fromkeys(replace(tap, gradient=False) for tap in taps)
     changes: dict[Tap, Change] = {tap: lambda x, tap=tap: hear(tap, x) for tap in plain}  # type: ignore[misc]
     with torch.enable_grad(), hooked(model, changes):
-        said = getattr((call or model)(ids, use_cache=False), "logits", None)
+        said = getattr(run(model, ids, call), "logits", None)
         if said is None:
             raise ValueError(
                 f"the gradient of a next-token loss was asked for, and {type(model).__name__} says no logits"
@@ -159,6 +166,12 @@ def _felt(model: nn.Module, taps: Sequence[Tap], ids: Tensor, call: Callable[...
         slopes = torch.autograd.grad(loss, [heard[tap] for tap in reached])
     found = {replace(tap, gradient=True): slope for tap, slope in zip(reached, slopes, strict=True)}
     return _beside({**{tap: x.detach() for tap, x in heard.items()}, **found}, taps)
+
+
+def run(model: nn.Module, inputs: Tensor, call: Callable[..., object] | None = None) -> object:
+    """What a model says of token ids, images, or whatever it takes first; a cache is not built by those that could."""
+    able = "use_cache" in inspect.signature(call or model.forward).parameters
+    return (call or model)(inputs.to(next(model.parameters()).device), **({"use_cache": False} if able else {}))
 
 
 @contextlib.contextmanager

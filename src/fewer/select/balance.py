@@ -10,7 +10,7 @@ def balanced(score: Float[Tensor, "tokens experts"], slack: float | int = 1e-3) 
 
     Tokens bid for places with experts; a bid exceeds the going price by what the best expert is worth more than the
     second best, plus epsilon; an expert keeps its highest bids and its lowest of them is its price. Bertsekas and
-    Castanon 1989 (auction for similar objects), as in BASE layers (Lewis et al. 2021, 2103.16716, section 3.1).
+    Castanon 1989 (auction for similar objects), as in BASE layers (Lewis et al. 2021, 2103.16716, section 3.2).
 
     Guarantee: the total is within `slack * tokens` of the best, so the best itself for integer scores and a `slack`
     below 1 / tokens. Time grows with the spread of the scores over `slack`; epsilon shrinks in stages to keep it low.

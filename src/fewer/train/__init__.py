@@ -8,6 +8,8 @@ from .aims import Aim as Aim
 from .aims import Ce as Ce
 from .aims import Downstream as Downstream
 from .aims import Kl as Kl
+from .beside import Beside as Beside
+from .board import Board as Board
 from .boosting import boosted as boosted
 from .boosting import learn_boost as learn_boost
 from .by_latents import ByLatents as ByLatents

@@ -26,7 +26,7 @@ READ, MISSED = "read", "missed"
 
 
 @dataclass(frozen=True, eq=False)
-class Beside(Source):
+class Missed(Source):
     """What a dictionary reads, and beside it what it misses of what it writes: y - d(x). `whole` has x and y side by side, or
     x alone if that is also what is written."""
 
@@ -53,6 +53,7 @@ def learn_boost(
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
     unseen: Source | None = None,
+    force: bool = False,
 ) -> Dictionary:
     """A second dictionary learns the error e = y - base(x) of a first from x, on the text of a domain; both as one are given
     back: x_hat = base(x) + second(x) (Koriagin et al. 2025, 2507.12990).
@@ -64,8 +65,8 @@ def learn_boost(
     Differs from the paper: the second sees its inputs about their mean and scaled, and its dead are taught.
     """
     base = base.to(next(iter(source)).device)
-    beside = Beside(source, base)
-    first = torch.cat([batch for batch, _ in zip(beside, range(FIRST), strict=False)])
+    stream = Missed(source, base)
+    first = torch.cat([batch for batch, _ in zip(stream, range(FIRST), strict=False)])
     widths = {READ: base.encoder.shape[1], MISSED: base.decoder.shape[1]}
     known = Known.of(first, widths)
     known = replace(known, mean=torch.cat([known.mean[known.sites[READ]], torch.zeros_like(base.decoder_bias)]).float())
@@ -75,8 +76,10 @@ def learn_boost(
     def loss(batch: Tensor, progress: float) -> Tensor:
         return one.loss(known.seen(batch), progress)
 
-    taught([one], loss, beside, lesson, f"{one.pupil} boosts {known.scale.double().sum().item()!r}", out, told)
-    after = beside.since(lesson.steps) if unseen is None else iter(Beside(unseen, base))
+    taught(
+        [one], loss, stream, lesson, f"{one.pupil} boosts {known.scale.double().sum().item()!r}", out, told, force=force
+    )
+    after = stream.since(lesson.steps) if unseen is None else iter(Missed(unseen, base))
     held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
     return boosted(base, one.done(held, about, []))
 

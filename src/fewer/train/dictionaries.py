@@ -44,6 +44,7 @@ def learn(
     about: Mapping[str, Any] = MappingProxyType({}),
     by: Sharing = ALONE,
     unseen: Source | None = None,
+    force: bool = False,
 ) -> list[Dictionary]:
     """Many dictionaries from one stream, in which `sites` (name: columns) stand side by side; one site needs no name.
 
@@ -51,14 +52,18 @@ def learn(
     atoms to each other.
 
     With `out`, the state lies in `OUT.partial` and a killed run goes on to the bit; each step is a line of `OUT.jsonl`.
+    A state of other settings is replaced only by `force`.
     Thresholds for inference settle on the first batches of `unseen`, by default on those after the last; if these were seen
     before, new inputs come to speak with some percent more latents (docs/LOG.md).
     Several processes that share the work (`by`, see `ByRows` and `ByLatents`) all call this, and all get what was learnt.
     Activations are seen about their mean and scaled, each site, to E|x|^2 = dim; what comes back reads and writes plain ones.
     """
+    if not pupils:
+        raise ValueError("there is no dictionary to learn: give at least one Pupil")
     first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
     rows = torch.cat(first)
     known = Known.of(rows, sites or {"": first[0].shape[1]})
+    later = _later(unseen, first[0].shape[1]) if unseen else None
     if by is not ALONE:
         _check_shared(pupils, lesson, together)
     by.check(pupils, lesson, len(first[0]), together.adds)
@@ -68,9 +73,9 @@ def learn(
         return by.loss(together.loss(several, known, known.seen(batch), progress))
 
     key = f"{pupils} {known.mean.double().sum().item()!r} {sites} {together}"
-    taught(several, loss, source, lesson, key, out, told, by)
-    after = source.since(lesson.steps) if unseen is None else iter(unseen)
-    held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
+    taught(several, loss, source, lesson, key, out, told, by, force)
+    later = later or [batch for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)]
+    held = known.seen(torch.cat(later))
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [
         one.done(held, note, [o.pupil.writes for o in several[:i]] if together.adds else [])
@@ -87,6 +92,7 @@ def taught(
     out: str | Path | None = None,
     told: Told | None = None,
     by: Sharing = ALONE,
+    force: bool = False,
 ) -> None:
     """Teach dictionaries what lowers `loss(batch, progress)`; with `out`, a run of the same `key` that was killed goes on.
 
@@ -102,8 +108,22 @@ def taught(
     widest = max(one.tensors["encoder"].shape[1] for one in several)
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
-    kept = Kept(out, f"{key} {replace(lesson, save_after=0.0)}", by) if out else None
+    how = replace(how, tf32=lesson.tf32)
+    kept = Kept(out, f"{key} {replace(lesson, save_after=0.0)}", by, force) if out else None
     train(parameters, loss, by.read(source), how, kept, None if by.crew.rank else told, optimizer, by)
+
+
+def _later(unseen: Source, width: int) -> list[Tensor]:
+    """The first batches of the held-out data. ValueError: they are not as wide as the others, or not finite."""
+    try:
+        held = [batch for batch, _ in zip(unseen, range(HELD), strict=False)]
+        if (found := held[0].shape[1]) != width:
+            raise ValueError(f"rows of {found} columns, those that are learnt from have {width}")
+        if not all(batch.isfinite().all() for batch in held):
+            raise ValueError("an activation is NaN or infinite")
+    except ValueError as wrong:
+        raise ValueError(f"the held-out data (`unseen`), on which thresholds settle: {wrong}") from wrong
+    return held
 
 
 def _check_shared(pupils: Sequence[Pupil], lesson: Lesson, together: Together) -> None:

@@ -39,6 +39,7 @@ def learn_through(
     told: Told | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
     unseen: Windows | None = None,
+    force: bool = False,
 ) -> Dictionary:
     """Learn what lowers `aim` of the frozen model that goes on with what the dictionary writes (Braun et al. 2024, 2405.12241):
 
@@ -74,7 +75,7 @@ def learn_through(
     begun = one.atoms().detach().double().sum().item()
     key = f"{one.pupil} through {aim} {known.mean.double().sum().item()!r} {begun!r}"
     with _unmoved(model):
-        taught([one], loss, windows, lesson, key, out, told)
+        taught([one], loss, windows, lesson, key, out, told, force=force)
     after = windows.since(lesson.steps) if unseen is None else iter(unseen)
     count = HELD if type(pupil.sparsifier).settle is not Sparsifier.settle else 1
     held = torch.cat([_rows(model, taps, ids, real(ids)) for ids, _ in zip(after, range(count), strict=False)])

@@ -1,9 +1,13 @@
 """What a run must remember to go on to the bit: one safetensors file with a note in it, and a log of JSON lines."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,14 @@ from .sharing import ALONE, Sharing
 class Kept:
     """`OUT.partial`: parameters and both moments of AdamW after some step. Noise and data are functions of the step.
 
-    The file appears whole or not at all. A run with another `key` does not go on with it. Of several processes the first
-    writes, what all hold together, to a disk that all see.
+    The file appears whole or not at all. A run with another `key` neither goes on with it nor, without `force`, replaces it.
+    Of several processes the first writes, what all hold together, to a disk that all see.
     """
 
-    def __init__(self, out: str | Path, key: str, by: Sharing = ALONE):
-        self.file, self.by = Path(f"{out}.partial"), by
-        self.log, self.key = Path(f"{out}.jsonl"), hashlib.sha256(key.encode()).hexdigest()
+    def __init__(self, out: str | Path, key: str, by: Sharing = ALONE, force: bool = False):
+        self.file, self.by, self.force = Path(f"{out}.partial"), by, force
+        self.log, self.job, self.key = Path(f"{out}.jsonl"), key, hashlib.sha256(key.encode()).hexdigest()
+        self.saved = 0  # steps, of what lies in the file
 
     def save(self, done: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Keep the state after `done` steps."""
@@ -35,7 +40,7 @@ class Kept:
         if self.by.crew.rank:
             return
         part = self.file.with_name(f".{self.file.name}.part")
-        note = {"note": json.dumps({"key": self.key, "done": done})}
+        note = {"note": json.dumps({"key": self.key, "done": done, "job": self.job})}
         try:
             save_file({k: t.cpu().contiguous() for k, t in tensors.items()}, part, metadata=note)
         except SafetensorError as wrong:
@@ -43,14 +48,16 @@ class Kept:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.file)
+        self.saved = done
 
     def load(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-        """Put the state back and say how many steps were done: 0 if there is none of this job."""
+        """Put the state back and say how many steps were done: 0 if there is none. ValueError: it is of another job."""
         done = self._done()
         if len(seen := {*self.by.crew.gather(done)}) > 1:
             raise ValueError(
                 f"processes see {self.file} after different steps ({seen}): it must be on a disk that all see"
             )
+        self.saved = done
         if done:
             with safe_open(self.file, "pt") as file, torch.no_grad():
                 names = list(file.keys())
@@ -67,12 +74,22 @@ class Kept:
         return done
 
     def _done(self) -> int:
+        if not self.file.exists():
+            return 0
+        anew = "remove it, name another OUT, or write --force (force=True) to begin anew in its place"
         try:
             with safe_open(self.file, "pt") as file:
                 note = json.loads(file.metadata()["note"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return 0
-        return note["done"] if note["key"] == self.key else 0
+            done, key, job = int(note["done"]), note["key"], str(note.get("job", ""))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as wrong:
+            if self.force:
+                return 0
+            raise ValueError(f"{self.file} is no state of a run that can be read: {anew}") from wrong
+        if key != self.key and not self.force:
+            raise ValueError(
+                f"{self.file} holds {done} steps of a run with other settings{_apart(job, self.job)}: {anew}"
+            )
+        return done if key == self.key else 0
 
     def tell(self, row: Mapping[str, Any]) -> None:
         """One more line in the log."""
@@ -84,3 +101,65 @@ class Kept:
     def finish(self) -> None:
         """What was learnt stands in its place now; the log stays."""
         self.file.unlink(missing_ok=True)
+
+
+class Rescue:
+    """Around steps: whatever breaks in on them, an error or Ctrl-C, what was learnt in whole steps is kept first.
+
+    A loss may have moved what is counted and not learnt (who spoke), so that is put back. Several processes do not do it:
+    to keep what each holds is everybody's work, and one of them may be gone.
+    """
+
+    def __init__(self, kept: Kept | None, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer):
+        self.kept, self.parameters, self.optimizer = kept, parameters, optimizer
+        self.done, self.before, self.torn = 0, {}, False  # type: ignore[var-annotated]
+
+    def begin(self) -> None:
+        """A step begins: what it may change without learning is remembered."""
+        if self.kept:
+            self.before = {name: t.clone() for name, t in self.parameters.items() if not t.requires_grad}
+
+    @contextlib.contextmanager
+    def whole(self, done: int) -> Iterator[None]:
+        """The step is taken here, and Ctrl-C waits for its end; after an error in it nothing is whole, and nothing is kept."""
+        with _later():
+            self.torn = True
+            yield
+            self.done, self.before, self.torn = done, {}, False
+
+    def __enter__(self) -> "Rescue":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or not self.kept or self.torn or self.kept.saved >= self.done or self.kept.by.crew.size > 1:
+            return
+        for name, t in self.before.items():
+            self.parameters[name].copy_(t)
+        self.kept.save(self.done, self.parameters, self.optimizer)
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """Ctrl-C is heard at the end."""
+    if threading.current_thread() is not threading.main_thread():  # no other hears it
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _apart(then: str, now: str) -> str:
+    """The first setting in which two jobs differ, if they say any.
+
+    >>> _apart("Lesson(steps=9, rate=0.1)", "Lesson(steps=9, rate=0.2)")
+    ' (rate=0.1 there, rate=0.2 here)'
+    """
+    pairs = zip(*(re.split(r"[ ,()]+", text) for text in (then, now)), strict=False)
+    a, b = next(((a, b) for a, b in pairs if a != b), ("", ""))
+    return f" ({a[:80]} there, {b[:80]} here)" if "=" in a and "=" in b else ""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kept import Kept
+from .kept import Kept, Rescue
 from .rate import Cosine, Rate
 from .sharing import ALONE, Sharing
 from .source import Source
@@ -32,6 +32,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.95)
     seed: int = 0
     half: bool = True  # bfloat16 autocast, where the parameters are on a GPU
+    tf32: bool = True  # there and without it: products of float32 matrices read 10 bits of each mantissa, add up all 24
     save_after: float = 60.0  # seconds between two saved states; when it is saved changes no result
 
     def __post_init__(self) -> None:
@@ -57,10 +58,27 @@ def train(
 
     `batches` are gone through again and again, in their order, or are a `Source`. `optimizer` is AdamW by default. Random numbers that `loss` draws from torch's own
     generators are seeded for each batch by seed and number, so a run that goes on from `kept` repeats what would have
-    come. Of several processes (`by`) each does its part of a step. `told` hears step, steps, loss, rate and norm after each step. ValueError: no batch, or a loss that is not finite.
+    come; what breaks in on a run, Ctrl-C or an error, loses no whole step of it. Of several processes (`by`) each does its part of a step. `told` hears step, steps, loss, rate and norm after each step. ValueError: no batch, or a loss that is not finite.
     """
     device = next(iter(parameters.values())).device
     optimizer = optimizer or torch.optim.AdamW(list(parameters.values()), 1.0, how.betas, weight_decay=how.decay)
+    tf32 = how.tf32 and not how.half and device.type == "cuda"
+    with Rescue(kept, parameters, optimizer) as rescue, tensor_cores(tf32):
+        _steps(parameters, loss, batches, how, kept, told, optimizer, by, device, rescue)
+
+
+def _steps(
+    parameters: Mapping[str, Tensor],
+    loss: Loss,
+    batches: Iterable[Tensor],
+    how: Training,
+    kept: Kept | None,
+    told: Told | None,
+    optimizer: torch.optim.Optimizer,
+    by: Sharing,
+    device: torch.device,
+    rescue: Rescue,
+) -> None:
     done = kept.load(parameters, optimizer) if kept else 0
     stream = _since(batches, done * how.accumulate)
     saved = time.monotonic()
@@ -68,6 +86,7 @@ def train(
         progress = how.progress(step)
         optimizer.param_groups[0]["lr"] = rate = how.rate.at(progress)
         optimizer.zero_grad()
+        rescue.begin()
         total = 0.0
         for number in range(how.accumulate):
             batch = next(stream).to(device)
@@ -79,13 +98,14 @@ def train(
             raise ValueError(f"step {step + 1}: the loss is {total}; lower the rate, {rate:g} now")
         by.join(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), how.clip).item()
-        optimizer.step()
         row = {"step": step + 1, "steps": how.steps, "loss": total, "rate": rate, "norm": norm}
-        if kept:
-            kept.tell(row)
-            if by.agreed(time.monotonic() - saved >= how.save_after or step + 1 == how.steps):
-                kept.save(step + 1, parameters, optimizer)
-                saved = time.monotonic()
+        with rescue.whole(step + 1):
+            optimizer.step()
+            if kept:
+                kept.tell(row)
+        if kept and by.agreed(time.monotonic() - saved >= how.save_after or step + 1 == how.steps):
+            kept.save(step + 1, parameters, optimizer)
+            saved = time.monotonic()
         if told:
             told(row)
 
@@ -114,6 +134,20 @@ def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed << 32) + number)
         yield
+
+
+@contextlib.contextmanager
+def tensor_cores(on: bool) -> Iterator[None]:
+    """Whether torch's products of float32 matrices on a GPU are made in TF32; as it was, afterwards.
+
+    A model that runs for a stream of activations meanwhile does so too. Our own kernels name their precision and do not.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = on or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _narrow(device: torch.device, half: bool) -> torch.autocast:

@@ -43,6 +43,7 @@ class Masks(Learner[MaskLlm]):
     prior: Mapping[str, Bool[Tensor, "out in"]] | None = None
     judge: Judge = next_token
     told: Told | None = None
+    force: bool = False  # to replace the state of a run with other settings
 
     def fit(self, method: MaskLlm, budget: Budget, batches: Iterable[Tensor]) -> MaskLlm:
         candidates(budget)  # refuses what is no N:M
@@ -56,7 +57,7 @@ class Masks(Learner[MaskLlm]):
                 f"{strange[0]} is no plain weight of {type(self.model).__name__}; learn from the dense model"
             )
         logits = self._first(method, budget, found)
-        kept = Kept(self.out, self._key(method, budget, weights, batches))
+        kept = Kept(self.out, self._key(method, budget, weights, batches), force=self.force)
 
         def loss(batch: Tensor, progress: float) -> Tensor:
             soft = {s: _soft(method, logits[s.name], budget, progress).reshape(s.shape) for s in found}

@@ -72,7 +72,8 @@ class Lesson:
     dead_after: int | None = None
     skip: bool = False
     seed: int = 0
-    half: bool = True
+    half: bool = True  # on a GPU: products in bfloat16, parameters and moments in float32
+    tf32: bool = True  # on a GPU with half=False: products in TF32
     save_after: float = 60.0
     hide: float = 0.0
 

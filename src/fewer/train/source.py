@@ -1,16 +1,20 @@
 """Where batches come from, as a function of their number: a run that was killed asks for the rest, and gets the same."""
 
+import contextlib
+import hashlib
 import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fewer.models.tap import Tap, activations, all_but
+from fewer.models.tap import Enough, Tap, activations, all_but, run, tapped
 
 
 class Source(ABC):
@@ -22,6 +26,11 @@ class Source(ABC):
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch dim"]]:
         return self.since(0)
+
+    @property
+    def mixing(self) -> object:
+        """What decides which row comes when: of sources for which it is equal, rows may stand side by side (`Beside`)."""
+        return None
 
     def share(self, rank: int, size: int) -> "Source":
         """The rows of each batch that one of several processes works on: the same batches, cut into `size` parts."""
@@ -66,6 +75,10 @@ class Rows(Source):
                     raise ValueError(f"batch {epoch * each + i}: row {int(bad)} of the data is NaN or infinite")
                 yield rows
 
+    @property
+    def mixing(self) -> object:
+        return "rows", len(self.rows), self.batch, self.seed
+
     def _take(self, at: Tensor) -> Tensor:
         if isinstance(self.rows, Tensor):
             return self.rows[at.to(self.rows.device)].float()
@@ -102,25 +115,28 @@ class Windows(Source):
 class Live(Source):
     """Activations of a running model at some taps, side by side, token by token.
 
-    Windows are taken in a random order; `pool` of them at a time are run, and their tokens mixed before they are cut into
+    `windows` are token ids, or whatever any module hears, an entry a row: images [count, channels, height, width],
+    embeddings. `call` runs the model on some of them if `model(windows)` does not. What a tap says of one is its rows, its last
+    axis their columns: patches, tokens, or one row. Windows are taken in a random order; `pool` of them at a time are run, and their tokens mixed before they are cut into
     batches, so that a batch holds tokens of many documents. Tokens in `leave` (special ones: their norms would outweigh all
-    others) are left out, and what does not fill a batch is too.
+    others) are left out, of ids alone, and what does not fill a batch is too.
     """
 
     model: nn.Module
     taps: Sequence[Tap]
-    windows: Int[Tensor, "count length"]
+    windows: "Int[Tensor, 'count length'] | Float[Tensor, 'count *shape']"
     batch: int = 2048
     leave: frozenset[int] = frozenset()
     pool: int = 64
     at_once: int = 8
     seed: int = 0
     spread: bool = False  # the taps' rows one under the other, for one dictionary over many layers
+    call: Callable[[Tensor], object] | None = None
 
     def __post_init__(self) -> None:
         if not any(self._counts(self._order(0))):
             raise ValueError(
-                f"{len(self.windows)} windows of {self.windows.shape[1]} tokens do not fill one batch of {self.batch}: give more text or a smaller batch"
+                f"{len(self.windows)} windows of {self._each} tokens do not fill one batch of {self.batch}: give more text or a smaller batch"
             )
 
     def since(self, number: int) -> Iterator[Tensor]:
@@ -143,14 +159,42 @@ class Live(Source):
         return list(torch.randperm(len(self.windows), generator=draw).split(self.pool))
 
     def _real(self, windows: Tensor) -> Tensor:
-        return all_but(self.leave)(self.windows[windows])
+        if self._by_tokens:
+            return all_but(self.leave)(self.windows[windows])
+        return torch.ones(len(windows), self._each, dtype=torch.bool)
+
+    @property
+    def _by_tokens(self) -> bool:
+        return not self.windows.is_floating_point() and self._each == self.windows.shape[1]
+
+    @cached_property
+    def _each(self) -> int:
+        """Rows of a window, known from a run of one. ValueError: sites that say other numbers of rows, or tokens to leave out of what has none."""
+        with torch.no_grad(), tapped(self.model, self.taps, brief=True) as heard, contextlib.suppress(Enough):
+            run(self.model, self.windows[:1], self.call)
+        shapes = {str(tap): tuple(x.shape) for tap, x in heard.items()}
+        if missing := [str(tap) for tap in self.taps if str(tap) not in shapes]:
+            raise ValueError(f"site {missing[0]} was not reached by a run of the model")
+        if len({shape[:-1] for shape in shapes.values()}) > 1 or any(len(s) < 2 or s[0] != 1 for s in shapes.values()):
+            raise ValueError(f"sites say {shapes} of one window: as many rows each are needed, [1, ..., columns]")
+        each = math.prod(next(iter(shapes.values()))[1:-1])
+        if self.leave and (self.windows.is_floating_point() or each != self.windows.shape[1]):
+            raise ValueError(
+                f"leave={sorted(self.leave)} are token ids, and a window has {each} rows that are no tokens"
+            )
+        return each
+
+    @property
+    def mixing(self) -> object:
+        seen = hashlib.sha256(self.windows.cpu().contiguous().numpy().tobytes()).hexdigest()
+        return "live", seen, self._each, self.batch, self.leave, self.pool, self.seed, self.spread
 
     def _counts(self, pools: list[Tensor]) -> list[int]:
         """How many batches each pool fills: known from the tokens, without the model."""
         return [int(self._real(p).sum()) * (len(self.taps) if self.spread else 1) // self.batch for p in pools]
 
     def _mixed(self, windows: Tensor, epoch: int, pool: int) -> Tensor:
-        parts = [rows[self._real(some)] for some, rows in self._run(windows)]
+        parts = [rows.flatten(1, -2)[self._real(some)] if rows.ndim > 2 else rows for some, rows in self._run(windows)]
         rows = torch.cat(parts)
         rows = rows.view(len(rows) * len(self.taps), -1) if self.spread else rows
         draw = torch.Generator().manual_seed((self.seed << 40) + (epoch << 20) + pool)
@@ -159,4 +203,4 @@ class Live(Source):
     def _run(self, windows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         with torch.no_grad():
             for some in windows.split(self.at_once):
-                yield some, activations(self.model, self.taps, self.windows[some])
+                yield some, activations(self.model, self.taps, self.windows[some], self.call)

@@ -62,6 +62,20 @@ class Stored(Source):
         """The columns of each site, in their order; `learn` wants to know them."""
         return dict(self.manifest["sites"])
 
+    @property
+    def mixing(self) -> object:
+        text = [self.manifest.get(name) for name in ("windows", "length", "leave", "seed")]
+        return (
+            "stored",
+            len(self),
+            self.batch,
+            self.seed,
+            self.run,
+            self.pool,
+            *map(str, text),
+            len(self.manifest["shards"]),
+        )
+
     def __len__(self) -> int:
         return sum(shard["rows"] for shard in self.manifest["shards"])
 

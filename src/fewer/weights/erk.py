@@ -13,7 +13,13 @@ from fewer.weights import ByWeight, Share, Weight
 
 
 @method(
-    Paper("2202.02643", "The Unreasonable Effectiveness of Random Pruning", 2022, ledger=174, equation="Section 3.2")
+    Paper(
+        "2202.02643",
+        "The Unreasonable Effectiveness of Random Pruning: Return of the Most Naive Baseline for Sparse Training",
+        2022,
+        ledger=174,
+        equation="Section 3.2",
+    )
 )
 class Erk(ByWeight):
     """Keep a share of each map in proportion to (out + in) / (out * in): Erdos-Renyi-Kernel densities.
