@@ -77,7 +77,9 @@ def learn_boost(
         return one.loss(known.seen(batch), progress)
 
     taught(
-        [one], loss, stream, lesson, f"{one.pupil} boosts {known.scale.double().sum().item()!r}", out, told, force=force
+        *([one], loss, stream, lesson, f"{one.pupil} boosts {known.scale.double().sum().item()!r}", out, told),
+        force=force,
+        alike=True,
     )
     after = stream.since(lesson.steps) if unseen is None else iter(Missed(unseen, base))
     held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])

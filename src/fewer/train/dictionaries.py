@@ -73,7 +73,7 @@ def learn(
         return by.loss(together.loss(several, known, known.seen(batch), progress))
 
     key = f"{pupils} {known.mean.double().sum().item()!r} {sites} {together}"
-    taught(several, loss, source, lesson, key, out, told, by, force)
+    taught(several, loss, source, lesson, key, out, told, by, force, together == APART)
     later = later or [batch for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)]
     held = known.seen(torch.cat(later))
     note = {**about, "tokens": lesson.steps * len(first[0])}
@@ -93,8 +93,11 @@ def taught(
     told: Told | None = None,
     by: Sharing = ALONE,
     force: bool = False,
+    alike: bool = False,
 ) -> None:
     """Teach dictionaries what lowers `loss(batch, progress)`; with `out`, a run of the same `key` that was killed goes on.
+
+    `alike`: besides what each of them says in `One.loss`, nothing is done that a GPU could not repeat as it was recorded.
 
     ValueError: a rule that is not learnt so.
     """
@@ -109,8 +112,13 @@ def taught(
     rate = Trapezoid(lesson.rate or RATE / math.sqrt(widest), WARM)
     how = Training(lesson.steps, rate, clip=math.inf, seed=lesson.seed, half=lesson.half, save_after=lesson.save_after)
     how = replace(how, tf32=lesson.tf32)
+
+    def kinds(step: int) -> tuple[int, ...] | None:
+        each = [one.kind(step) if alike else None for one in several]
+        return tuple(kind for kind in each if kind is not None) if None not in each else None
+
     kept = Kept(out, f"{key} {replace(lesson, save_after=0.0)}", by, force) if out else None
-    train(parameters, loss, by.read(source), how, kept, None if by.crew.rank else told, optimizer, by)
+    train(parameters, loss, by.read(source), how, kept, None if by.crew.rank else told, optimizer, by, kinds)
 
 
 def _later(unseen: Source, width: int) -> list[Tensor]:

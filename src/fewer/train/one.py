@@ -70,18 +70,16 @@ class One:
         self.spare = -1  # tokens for which none can have died yet; below 0, one must look
         self.aux_latents = lesson.aux_latents or max(1, tensors["encoder"].shape[1] // 2)
         if m.looks and (lesson.skip or pupil.reads != pupil.writes):
-            raise ValueError(
-                f"{m.name} compares what is read with the decoder's atoms: read and write the same, no skip"
-            )
+            raise ValueError(f"{m.name} compares what is read with the atoms: read and write the same, no skip")
         if lesson.hide and (lesson.skip or pupil.reads != pupil.writes or type(m).views is not Sparsifier.views):
             raise ValueError(
                 f"hide={lesson.hide}: what is hidden must be read and written, without a skip, by codes that speak at once, and {m.name} {pupil.reads} -> {pupil.writes} does otherwise"
             )
         self.sparse = not lesson.hide and by_places(m) and type(m).penalty is Sparsifier.penalty and not m.looks
-        self.room: int | None = None  # for how many of the dead, if steps are of a kind
-        if self.sparse and by is ALONE and self.linear and not self.shares and not m.feels:
-            if plainly(m, pupil.budget, pupil.latents) and "decoder" in self.tensors:
-                self.tensors["room"] = torch.tensor(-1.0)
+        self.room: int | None = None  # for how many of the dead, where steps are of a kind
+        own_way = self.linear and not self.shares and not m.feels and "decoder" in self.tensors
+        self.alike = self.sparse and by is ALONE and own_way and plainly(m, pupil.budget, pupil.latents) > 0
+        self.soon = self.dead_after - LOOK * batch  # whoever is silent for less is alive at the next look
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -211,16 +209,11 @@ class One:
     def kind(self, step: int) -> int | None:
         """What tells steps apart that launch other kernels, and must be asked before each; None: no step is like another.
 
-        It is for how many of the dead there is room, at least twice as many as there were at the last look.
+        It is for how many of the dead there is room: no fewer than there can be before the next look.
         """
-        if "room" not in self.tensors:
-            return None
-        held, silent = self.tensors["room"], self.tensors["silent"]
-        self.room = int(held) if self.room is None else self.room
-        if step % LOOK == 0 or self.room < 0:
-            dead = int((silent > self.dead_after).sum()) if self.lesson.aux else 0
-            self.room = min(len(silent), max(ROOM, 1 << (2 * dead - 1).bit_length())) if dead else 0
-            held.fill_(self.room)
+        if self.alike and (self.room is None or step % LOOK == 0):
+            dying = int((self.tensors["silent"] > self.soon).sum()) if self.lesson.aux else 0
+            self.room = min(self.pupil.latents, max(ROOM, 1 << (dying - 1).bit_length())) if dying else 0
         return self.room
 
     def _idle(self) -> tuple[Tensor, int]:

@@ -17,8 +17,8 @@ class Recorded:
     them gives back is overwritten by the next. On a CPU, and if they are of no kind, they are done as they are.
     """
 
-    def __init__(self, step: Callable[..., Tensor | None]):
-        self.step, self.seen = step, Counter[Hashable]()
+    def __init__(self, step: Callable[..., Tensor | None], on_gpu: bool):
+        self.step, self.on_gpu, self.seen = step, on_gpu, Counter[Hashable]()
         self.graphs: dict[Hashable, Graph] = {}
 
     def __call__(self, kind: Hashable | None, *given: Tensor) -> Tensor | None:

@@ -83,7 +83,7 @@ class Sharing(ABC):
         self, pre: Float[Tensor, "rows some"], k: int
     ) -> tuple[Float[Tensor, "rows k"], Int64[Tensor, "rows k"], Tensor | None]:
         """The k largest of each row, of all there are: those that are here, and which of them count if not all do."""
-        return *pre.topk(k, dim=1, sorted=False), None
+        return *pre.topk(k, dim=1), None
 
     def mean(self, part: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The mean over the whole batch."""
