@@ -272,17 +272,6 @@ def test_an_encoder_hears_the_mean_of_what_is_hidden_and_the_rest_louder():
     assert one.loss(rows, 0.0).item() == pytest.approx(right.item(), rel=1e-5)
 
 
-def test_with_hidden_columns_more_of_what_is_learnt_from_noisy_data_is_there():
-    """Planted: 24 directions for 96 atoms. The mean largest cosine of an atom with the truth."""
-    true, real = F.normalize(draw(24, 32, seed=40), dim=1), []
-    where = torch.rand(4000, 24, generator=torch.Generator().manual_seed(41)).argsort(1)[:, :3]
-    x = torch.zeros(4000, 24).scatter_(1, where, draw(4000, 3, seed=42)) @ true + 0.3 * draw(4000, 32, seed=43)
-    for hide in (0.0, 0.15):
-        (d,) = learn([Pupil(OrthogonalMatchingPursuit(), budget("3"), 96)], Rows(x, 250), Lesson(200, hide=hide))
-        real.append(cosines(d.decoder, true).abs().amax(1).mean().item())
-    assert real[1] > real[0] + 0.02
-
-
 # -- drawn to each other
 
 
