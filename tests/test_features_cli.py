@@ -17,6 +17,7 @@ from fewer.dictionaries import load, save
 from fewer.dictionaries.fit import fit
 from fewer.dictionaries.judge import judge
 from fewer.features import Dictionary
+from fewer.features.kronecker import Kronecker
 from fewer.features.top_k import TopK
 from fewer.models.tap import Tap, activations
 from fewer.train import Live, Rows
@@ -77,6 +78,27 @@ def test_train_writes_judges_and_leaves_nothing_half_done(capsys, run):
     assert [row["name"] for row in again] == ["dictionary", "random", "pca", "dense"]
     assert columns(again)[1][:3] == [re.split(r"\s\s+", line) for line in table[:3]]
     assert again[0]["data"] == "stdlib" and again[0]["reads"] == ["model.layers.0"]
+
+
+def test_encoder_decoder_start_and_hidden_columns_are_options(capsys, tmp_path):
+    forms = [
+        "--encoder",
+        "features/kronecker(m=2, n=4)",
+        "--start",
+        "features/subspace",
+        "--hide",
+        "0.1",
+        "--test",
+        "0",
+    ]
+    told(capsys, *SAE, "-o", str(tmp_path / "a"), *forms)
+    assert load(tmp_path / "a").how == Kronecker(2, 4)
+    told(capsys, *SAE, "-o", str(tmp_path / "b"), "--decoder", "features/archetypal(points=16)", "--test", "0")
+    assert load(tmp_path / "b").own["mix"].shape == (64, 16)
+    told(capsys, *SAE[:1], "features/gradient_top_k", *SAE[2:], "-o", str(tmp_path / "c"), "--test", "0")
+    assert load(tmp_path / "c").encoder.shape == (64, 32)
+    said = told(capsys, *SAE, "-o", str(tmp_path / "d"), "--encoder", "features/subspace", code=1).err
+    assert "--encoder features/subspace: this is no encoder" in said and not (tmp_path / "d").exists()
 
 
 def test_a_transcoder_is_judged_where_it_writes(capsys, tmp_path):

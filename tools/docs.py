@@ -47,8 +47,8 @@ def rule(m: type[Method]) -> str:
 
 def kind(m: type[Method]) -> str:
     """What the method is to its axis: `Pruner`, `Corrector`, `Router` ..."""
-    home = f"fewer.{m.name.partition('/')[0]}._protocol"
-    bases = [c for c in m.__mro__ if c.__module__ == home and Method in c.__bases__]
+    home = f"fewer.{m.name.partition('/')[0]}."
+    bases = [c for c in m.__mro__ if c.__module__ in (home + "_protocol", home + "_forms") and Method in c.__bases__]
     return bases[0].__name__
 
 

@@ -78,7 +78,10 @@ def _kind(node: ast.ClassDef, axis: str) -> str:
     """The abstract class right under `Method` that the method is: `ByScore` is a `Pruner`."""
     spec = importlib.util.find_spec(f"fewer.{axis}")
     assert spec and spec.submodule_search_locations
-    protocol = _classes(Path(spec.submodule_search_locations[0]) / "_protocol.py")
+    home = Path(spec.submodule_search_locations[0])
+    protocol = {
+        k: v for f in ("_forms.py", "_protocol.py") if (home / f).exists() for k, v in _classes(home / f).items()
+    }
     while node.bases:
         name = ast.unparse(node.bases[0]).rpartition(".")[2]
         if name == "Method" or name not in protocol:

@@ -60,7 +60,7 @@ class Lesson:
     weighs the share of what the living leave over that `aux_latents` of the dead (by default dim / 2) miss (Gao et al. 2024,
     2406.04093, A.2).
     `hide` is a share of the columns, drawn for each batch: who speaks does not see them, and the error is theirs alone. So
-    noise, of which the rest says nothing, is not learnt by heart where there are too many latents (Chidambaram et al. 2023,
+    noise, of which the rest says nothing, is learnt less by heart where there are too many latents (Chidambaram et al. 2023,
     2302.12715). A pursuit sees atoms in the other columns, brought to length one there; an encoder, of which the paper does not
     speak, hears the mean in place of what is hidden, and the rest louder by 1 / (1 - hide).
     """
