@@ -239,7 +239,8 @@ class One:
             return rows.new_zeros(())
         codes = self._dead_codes(self._read(rows), dead, min(self.aux_latents, every))
         rest = error - self.by.added(spoken(codes, self.atoms()))
-        return self.lesson.aux * rest.square().mean() / self.by.mean(error.square().mean()).clamp(min=1e-12)
+        some = 1.0 if self.room is None else self.tensors["silent"].amax() > self.dead_after
+        return some * self.lesson.aux * rest.square().mean() / self.by.mean(error.square().mean()).clamp(min=1e-12)
 
     def _dead_codes(self, x: Tensor, dead: Tensor, k: int) -> Codes:
         """What the k loudest of the dead say to each row."""
