@@ -1,7 +1,7 @@
 """fewer train features/...: a dictionary, learnt on what a model says at some sites."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,6 @@ from fewer.core import Budget
 
 from ._bar import Bar, both, loss
 from ._print import lines, note
-from ._text import LEARNT, tokenizer_for
 
 if TYPE_CHECKING:
     from fewer.features import Sparsifier
@@ -30,6 +29,8 @@ class Wanted:
     skip: bool
     test: int  # windows to judge on
     seeds: int = 1  # so many dictionaries, from one stream
+    store: Path | None = None
+    share: str = "rows"
 
 
 def dictionary(
@@ -44,40 +45,46 @@ def dictionary(
     json: bool,
     board: Callable[[Any], None] | None = None,
 ) -> None:
-    """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it."""
-    from fewer.models import open_model
-    from fewer.train import Lesson, Live, learn
-    from fewer.train.dictionaries import HELD
+    """Learn one, write it, and judge it: once it lies on the disk, nothing that comes later can lose it.
+
+    The processes that torchrun started share the work (`wanted.share`); the first writes and judges.
+    """
+    from fewer.calibrate import launched
+    from fewer.train import ByLatents, ByRows, Lesson, Pupil, learn
     from fewer.train.kept import Kept
+    from fewer.train.sharing import ALONE
 
-    from .judge import judge_all, unseen
+    from ._train_source import live, stored
+    from .sparsify import _of_mine
 
-    if not wanted.reads:
-        raise ValueError("--site is missing: say what the dictionary reads, such as --site layers.4")
-    tokenizer = tokenizer_for(model, LEARNT)
-    opened, _ = open_model(model, device)
-    pupil, taps = _pupil(sparsifier, kept, opened, wanted)
-    text = _windows(data, tokenizer, wanted)
-    test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
-    special, later = frozenset(tokenizer.all_special_ids), min(HELD * BATCH // data[1], max(1, len(text) // 5))
-    source, unseen = (
-        Live(opened, [*taps], some, BATCH, special, seed=wanted.seed) for some in (text[:-later], text[-later:])
-    )
-    lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
-    note(_plan(pupil, lesson.steps, source.windows.numel()))
-    pupils = [replace(pupil, seed=wanted.seed + i) for i in range(wanted.seeds)]
-    about = {"model": model, "data": data[0], "length": data[1], "distinct": source.windows.numel()}
-    sites = {str(tap): width for tap, width in taps.items()}
-    with Bar(json) as bar:
-        told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
-        learnt = learn(
-            pupils, source, lesson, sites, out=out, told=both(board, told), about=about, unseen=unseen, force=force
+    shares = {"rows": ByRows, "latents": ByLatents}
+    if wanted.share not in shares:
+        raise ValueError(f"--share {wanted.share}: write rows or latents")
+    with launched() as crew:
+        place, quiet = _of_mine(device) or "cpu", json or crew.rank > 0
+        stream = (
+            stored(wanted.store, wanted, BATCH, place, json)
+            if wanted.store
+            else live(model, data, wanted, BATCH, place, json)
         )
+        by = shares[wanted.share](crew) if crew.size > 1 else ALONE
+        latents = wanted.latents or 8 * sum(stream.sites[name] for name in stream.reads or stream.sites)
+        lesson = Lesson(max(1, wanted.tokens // BATCH), wanted.rate, skip=wanted.skip, seed=wanted.seed)
+        pupils = [
+            Pupil(sparsifier, kept, latents, wanted.seed + i, stream.reads, stream.writes) for i in range(wanted.seeds)
+        ]
+        if not crew.rank:
+            note(_plan(pupils[0], lesson.steps, stream.distinct))
+        with Bar(quiet) as bar:
+            told: Callable[[Any], None] = (lambda row: lines([row])) if json else loss(bar("learning"))
+            given = {"out": out, "told": both(board, told), "about": stream.about, "by": by, "unseen": stream.unseen}
+            learnt = learn(pupils, stream.source, lesson, stream.sites, force=force, **given)  # type: ignore[arg-type]
+        if crew.rank:
+            return
     _written(learnt, out, force)
     Kept(out, "").finish()
     note(f"written: {out}; look at it with `fewer explore {out}`, judge it again with `fewer judge {out}`")
-    if test is not None:
-        judge_all(learnt, opened, tokenizer, test, data[0], json)
+    stream.judge(learnt)
 
 
 def _written(learnt: list[Any], out: Path, force: bool) -> None:
@@ -93,21 +100,6 @@ def _written(learnt: list[Any], out: Path, force: bool) -> None:
             save(one, part / str(number))
 
 
-def _pupil(sparsifier: "Sparsifier", kept: Budget, model: Any, wanted: Wanted) -> tuple[Any, dict[Any, int]]:
-    """What is to be learnt, and how wide each site is; what does not fit together is refused here."""
-    from fewer.dictionaries.fit import widths
-    from fewer.models import find_taps
-    from fewer.train import Pupil
-
-    reads, writes = find_taps(model, wanted.reads), find_taps(model, wanted.writes)
-    wide = widths(model, [*reads, *writes])
-    latents = wanted.latents or 8 * sum(wide[tap] for tap in reads)
-    names = tuple(map(str, reads)), tuple(map(str, writes or reads))
-    return Pupil(sparsifier, kept, latents, wanted.seed, *names), {
-        tap: wide[tap] for tap in dict.fromkeys([*reads, *writes])
-    }
-
-
 def _plan(pupil: Any, steps: int, distinct: int) -> str:
     """How much is learnt from how much text.
 
@@ -117,17 +109,9 @@ def _plan(pupil: Any, steps: int, distinct: int) -> str:
     """
     tokens = steps * BATCH
     seen = f", seen {tokens / distinct:.1f} times" if tokens > distinct else ""
-    where = ", ".join(pupil.reads) + ("" if pupil.reads == pupil.writes else f" -> {', '.join(pupil.writes)}")
+    where = ", ".join(pupil.reads or ("all columns",)) + (
+        "" if pupil.reads == pupil.writes else f" -> {', '.join(pupil.writes)}"
+    )
     return (
         f"{pupil.latents:,} latents for {where}: {steps:,} steps of {BATCH:,} tokens, from a text of {distinct:,}{seen}"
     )
-
-
-def _windows(data: tuple[str, int], tokenizer: Any, wanted: Wanted) -> Any:
-    """As many windows as are asked for, or as there are, of the parts that no test reads; and some more, to settle on."""
-    from fewer.data import corpus, every_window
-    from fewer.train.dictionaries import HELD
-
-    source, length = data
-    documents = [*corpus(source, "calibration"), *corpus(source, "validation")]
-    return every_window(documents, tokenizer, length, -(-(wanted.tokens + HELD * BATCH) // length), wanted.seed)

@@ -16,9 +16,11 @@ from ._train_options import (
     Latents,
     Prior,
     Seeds,
+    Share,
     Site,
     Skip,
     Steps,
+    Store,
     Test,
     To,
     Tokens,
@@ -50,6 +52,8 @@ def train(
     tokens: Tokens = 500_000,
     test: Test = 64,
     seeds: Seeds = 1,
+    store: Store = None,
+    share: Share = "rows",
     skip: Skip = False,
     where: Where = "*",
     prior: Prior = None,
@@ -63,9 +67,10 @@ def train(
     """Learn a method on text, with the model's weights frozen, and write what was learnt.
 
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
-    written, on text that it has not seen, as `fewer judge` does it.
+    written, on text that it has not seen, as `fewer judge` does it. Under `torchrun -m fewer train ...` processes share one
+    dictionary; only learning is shared.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
@@ -81,7 +86,9 @@ def train(
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
     if axis == "features":
-        wanted = Wanted(tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, seeds)
+        wanted = Wanted(
+            tuple(site or ()), tuple(to or ()), latents, tokens, rate, seed, skip, test, seeds, store, share
+        )
         with _events(tensorboard) as board:
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
     with Bar(json) as bar, _events(tensorboard) as board:
