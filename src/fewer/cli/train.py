@@ -79,9 +79,7 @@ def train(
     from ._train_dictionary import Wanted, dictionary
     from ._train_masks import masks
 
-    axis = method.partition("/")[0]
-    if axis not in ("features", "weights"):
-        raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
+    axis = _axis(method)
     pupil, kept = method_of(method, axis), amount(budget)
     _check(out, force)
     how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
@@ -95,6 +93,12 @@ def train(
         told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
         said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told, force)
     note(said)
+
+
+def _axis(method: str) -> str:
+    if (axis := method.partition("/")[0]) not in ("features", "weights"):
+        raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
+    return axis
 
 
 def _events(place: Path | None) -> Any:
