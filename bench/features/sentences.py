@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 HERE = pathlib.Path(__file__).parent
-LATENTS, BATCH, STEPS, KS, NEAR = 1536, 256, 2000, (8, 16, 32), 10
+LATENTS, BATCH, STEPS, KS, NEAR = 1536, 256, 500, (8, 32), 10
 
 
 def docstrings(part: str, most: int) -> list[str]:
