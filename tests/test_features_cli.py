@@ -276,6 +276,29 @@ def test_bad_input_is_a_sentence_before_any_work(capsys, tmp_path, learnt, monke
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("out")]
 
 
+def test_a_steering_is_written_and_heard_without_its_dictionary(capsys, tmp_path, learnt):
+    place, ask = tmp_path / "steering", ["--prompt", "import ", "--tokens", "8", "--json"]
+    first = told(capsys, "steer", str(learnt), "--edit", "add 7 40", "--edit", "add 9 -30", "-o", str(place), *ask)
+    assert "latents 7, 9 of dictionary" in first.err
+    again = told(capsys, "steer", str(place), *ask)
+    plain, steered = (json.loads(line) for line in again.out.splitlines())
+    assert again.out == first.out and plain["text"] != steered["text"] and plain["text"].startswith("import ")
+    assert sum(f.stat().st_size for f in place.iterdir()) < sum(f.stat().st_size for f in learnt.iterdir()) / 10
+    bad = (
+        (
+            [str(learnt), "--edit", "louder 7 4", "-o", "x"],
+            "write one of add, set, scale-when-active, clamp-when-active",
+        ),
+        ([str(learnt), "--edit", "add 64 4", "-o", "x"], "latent 64: the dictionary has 0 to 63"),
+        ([str(learnt), "-o", "x"], "write 'add 7 4'"),
+        ([str(place), "--edit", "add 7 4"], "a steering has its edits"),
+        ([str(place)], "nothing to do"),
+        ([str(learnt), "--edit", "add 7 4", "-o", str(place)], "exists"),
+    )
+    for arguments, says in bad:
+        assert says in told(capsys, "steer", *arguments, code=2).err
+
+
 def test_a_site_can_be_named_for_a_dictionary_that_names_none(capsys, tmp_path, run):
     save(replace(load(run[0]), reads=(), writes=(), about={}), tmp_path / "nameless", format="saelens")
     site = ["--model", "bundled", "--site", "layers.0", "--test", "2", "--length", "32"]

@@ -17,6 +17,7 @@ from fewer.measure.estimate import jackknife
 from fewer.measure.geometry import lobes, parallelogram, power_law, spectrum, together
 from fewer.measure.matching import (
     against_shuffled,
+    canonical,
     comparative_sharedness,
     correlations,
     match,
@@ -192,11 +193,19 @@ def test_sharedness_is_one_for_a_permuted_copy_and_chance_for_shuffled_tokens():
 def test_svcca_and_rsa_are_one_for_a_rotated_copy_and_stand_above_shuffled():
     x = gaussian(200, 8)
     turn = torch.linalg.qr(gaussian(8, 8, seed=1)).Q
-    assert svcca(x, 3 * x @ turn + 1) == pytest.approx(1, abs=1e-6) and rsa(x, x @ turn) == pytest.approx(1, abs=1e-4)
-    assert svcca(x, gaussian(200, 8, seed=2)) < 0.3 and abs(rsa(x, gaussian(200, 8, seed=2))) < 0.1
-    gain, null = against_shuffled(svcca, x, x @ turn, times=20)
+    same, other = (
+        (svcca(x, 3 * x @ turn + 1), rsa(x, x @ turn)),
+        (svcca(x, gaussian(200, 8, seed=2)), rsa(x, gaussian(200, 8, seed=2))),
+    )
+    assert all(score.higher_is_better and score.value == pytest.approx(1, abs=1e-4) for score in same)
+    assert other[0].value < 0.3 and abs(other[1].value) < 0.1
+    assert all(score.estimate.high - score.estimate.low < 1e-3 for score in same)
+    assert all(0.02 < score.estimate.high - score.estimate.low < 0.5 for score in other)
+    gain, null = against_shuffled(canonical, x, x @ turn, times=20)
     assert gain.estimate.low > 0.7 and null.max() < 0.4
-    assert rsa(x[:40], gaussian(40, 8, seed=3)) == pytest.approx(spearman(x[:40], gaussian(40, 8, seed=3)), abs=1e-6)
+    assert rsa(x[:40], gaussian(40, 8, seed=3)).value == pytest.approx(
+        spearman(x[:40], gaussian(40, 8, seed=3)), abs=1e-6
+    )
 
 
 def spearman(x, y):
@@ -246,8 +255,11 @@ def test_a_probe_of_one_latent_finds_the_one_that_knows(sklearn):
 
 @pytest.mark.parametrize("at", [(3,), (3, 5), (3, 5, 8)])
 def test_a_concept_is_split_over_as_many_latents_as_take_turns(sklearn, at):
-    found, _ = splitting(*labelled(at=at), *labelled(at=at, seed=7))
+    found, score = splitting(*labelled(at=at), *labelled(at=at, seed=7))
     assert tuple(sorted(found.tolist())) == at
+    assert (
+        score.value == len(at) and not score.higher_is_better and score.estimate.low <= len(at) <= score.estimate.high
+    )
 
 
 def test_an_absorbing_dictionary_is_told_from_one_that_is_not():

@@ -73,7 +73,7 @@ def test_neighbouring_layers_share_a_dictionary(capsys, tmp_path):
         ([*SITE, "--loss", "mse"], "--loss mse: write error, kl or ce"),
         ([*SITE, "--from", "x"], "--from goes with --loss kl or ce"),
         ([*SITE, "--boost", "x"], "--boost has the sites of its dictionary"),
-        ([*SITE, "--groups", "2", "--skip"], "--groups has one dictionary for what several sites say"),
+        ([*SITE, "--groups", "2", "--skip"], "--groups reads several sites: without"),
         (["--site", "layers.*.nothing", "--groups", "2"], "--site layers.*.nothing: the model has no such modules"),
         (["--boost", "nowhere"], "nowhere: no such directory"),
     ],

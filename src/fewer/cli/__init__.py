@@ -18,6 +18,7 @@ from . import (
     methods,
     show,
     sparsify,
+    steer,
     study,
     train,
 )
@@ -52,7 +53,15 @@ app = typer.Typer(
 )
 for _panel, _commands in {
     "Look": (methods.methods, show.show, kernels.kernels, explore.explore),
-    "Do": (sparsify.sparsify, train.train, activations.activations, measure.measure, judge.judge, frontier.frontier),
+    "Do": (
+        sparsify.sparsify,
+        train.train,
+        activations.activations,
+        measure.measure,
+        judge.judge,
+        steer.steer,
+        frontier.frontier,
+    ),
     "Verify": (check.check, claims.claims),
 }.items():
     for _command in _commands:

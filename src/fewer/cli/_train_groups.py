@@ -38,17 +38,16 @@ def groups(
     from fewer.models import find_taps, open_model
     from fewer.train.kept import Kept
 
-    from ._train_dictionary import _windows
+    from ._train_dictionary import BATCH
+    from ._train_source import windows_of
     from .judge import judged, unseen
 
-    if wanted.writes or wanted.skip or wanted.begin or wanted.boost or wanted.keep != "error":
-        raise ValueError(
-            "--groups has one dictionary for what several sites say: without --to, --skip, --loss, --from, --boost"
-        )
+    if wanted.writes or wanted.skip or wanted.begin or wanted.boost or wanted.store or wanted.keep != "error":
+        raise ValueError("--groups reads several sites: without --to, --skip, --loss, --from, --boost, --store")
     tokenizer = tokenizer_for(model, LEARNT)
     opened, _ = open_model(model, device)
     taps, special = find_taps(opened, every(opened, wanted.reads)), frozenset(tokenizer.all_special_ids)
-    text = _windows(data, tokenizer, wanted)
+    text = windows_of(data, tokenizer, wanted, BATCH)
     distance = angular_distance(heard(opened, taps, text[:LOOK], special))
     parts = layer_groups(distance, count)
     for i, part in enumerate(parts):
@@ -89,7 +88,7 @@ def _learnt(
         for some in (text[:-later], text[-later:])
     )
     width = next(iter(source)).shape[1]
-    pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed, (), (), *front._forms(wanted))
+    pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed, (), (), *front.forms(wanted))
     lesson = Lesson(max(1, wanted.tokens // front.BATCH), wanted.rate, seed=wanted.seed, hide=wanted.hide)
     (d,) = learn([pupil], source, lesson, out=out, told=told, about=about, unseen=unseen, force=force)
     return layered(d, [str(tap) for tap in taps])

@@ -6,7 +6,8 @@ from typing import Any
 
 from fewer.core import Budget, Method
 
-from ._print import note
+from ._bar import Bar, both, loss
+from ._print import lines, note
 from ._text import LEARNT, tokenizer_for
 
 
@@ -16,26 +17,34 @@ def masks(
     model: str,
     out: Path,
     data: tuple[str, int, int],
-    how: Any,
+    run: tuple[int, float, int, int],
     batch: int,
     where: str,
     prior: str | None,
     device: str,
-    told: Callable[[Any], None],
-    force: bool = False,
-) -> str:
-    """Learn and write them; what to write in a step then. `data` is the corpus, how many windows, and how long they are."""
+    force: bool,
+    json: bool,
+    board: Callable[[Any], None] | None,
+) -> None:
+    """Learn and write them, and say what to write in a step then.
+
+    `data` is the corpus, how many windows, and how long they are; `run` the steps, the rate, what a step accumulates, the seed.
+    """
     from fewer.core.spell import spell
     from fewer.recipe import step
-    from fewer.train import learner_of
+    from fewer.train import Cosine, Training, learner_of
 
-    teacher, first = learner_of(type(pupil)), prior and step(prior)
+    teacher, first, (steps, rate, accumulate, seed) = learner_of(type(pupil)), prior and step(prior), run
     if out.suffix != ".npz":
         raise ValueError(f"{out}: its name must end in .npz")
-    dense, tokens = _opened(model, device, data, how.seed)
-    known = _known(dense, first, where, tokens) if first else None
-    learnt = teacher(dense, out, where, how, known, told=told, force=force).fit(pupil, kept, list(tokens.split(batch)))
-    return f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"'
+    how = Training(steps, Cosine(rate, rate / 10), accumulate, seed=seed)
+    with Bar(json) as bar:
+        told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
+        dense, tokens = _opened(model, device, data, seed)
+        known = _known(dense, first, where, tokens) if first else None
+        job = teacher(dense, out, where, how, known, told=told, force=force)
+        learnt = job.fit(pupil, kept, list(tokens.split(batch)))
+    note(f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"')
 
 
 def _opened(model: str, device: str, data: tuple[str, int, int], seed: int) -> tuple[Any, Any]:

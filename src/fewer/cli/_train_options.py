@@ -22,6 +22,10 @@ BOARD = "Write events for TensorBoard in this directory, beside OUT.jsonl."
 Board = Annotated[Path | None, typer.Option("--tensorboard", help=BOARD)]
 SEEDS = "So many dictionaries that differ in their seed, from one stream; OUT/0, OUT/1, ... are judged together."
 Seeds = Annotated[int, typer.Option(min=1, help=SEEDS, rich_help_panel=DICTIONARIES)]
+STORE = "Learn from activations on a disk: a directory of `fewer activations`, or rows in a .npy or .safetensors file."
+Store = Annotated[Path | None, typer.Option(help=STORE, rich_help_panel=DICTIONARIES)]
+SHARE = "What processes under torchrun share: rows of each batch, or latents of a dictionary too large for one."
+Share = Annotated[str, typer.Option(help=SHARE, rich_help_panel=DICTIONARIES)]
 SKIP = "A linear map beside the latents (with --to)."
 Skip = Annotated[bool, typer.Option("--skip", help=SKIP, rich_help_panel=DICTIONARIES)]
 LOSS = "What it is to keep: error (what the site says), kl (what the model predicts), ce (the text's own next token)."

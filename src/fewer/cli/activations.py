@@ -32,7 +32,7 @@ def activations(
 
     Special tokens are left out. A killed run goes on where it was with the same command.
 
-    Example: `fewer activations bundled --site layers.4 --tokens 2000000 -o store`, then in Python `learn([pupil], Stored("store"), ...)`
+    Example: `fewer activations bundled --site layers.4 --tokens 2000000 -o store`, then `fewer train features/top_k 32 --store store -o sae`
     """
     from fewer.data import corpus, every_window
     from fewer.models import find_taps, locate, open_model, tokenizer_of
@@ -57,4 +57,6 @@ def activations(
             lines([row]) if json else told(row["windows"], row["of"], words)
 
         store(opened, taps, windows, out, DTYPES[dtype][0], leave, about, seed, force=force, told=tell)
-    note(f"written: {out}; read it with fewer.train.Stored({str(out)!r})")
+    note(
+        f"written: {out}; learn from it with `fewer train features/... --store {out}`, read it with fewer.train.Stored({str(out)!r})"
+    )

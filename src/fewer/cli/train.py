@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ._bar import Bar, both, loss
-from ._print import Json, lines, note
+from ._print import Json
 from ._text import Data, Length
+from ._train_dictionary import Wanted, dictionary
+from ._train_masks import masks
 from ._train_options import (
     Accumulate,
     Batch,
@@ -23,10 +24,12 @@ from ._train_options import (
     Loss,
     Prior,
     Seeds,
+    Share,
     Site,
     Skip,
     Start,
     Steps,
+    Store,
     Test,
     To,
     Tokens,
@@ -58,6 +61,8 @@ def train(
     tokens: Tokens = 500_000,
     test: Test = 64,
     seeds: Seeds = 1,
+    store: Store = None,
+    share: Share = "rows",
     skip: Skip = False,
     keep: Loss = "error",
     begin: From = None,
@@ -79,32 +84,31 @@ def train(
     """Learn a method on text, with the model's weights frozen, and write what was learnt.
 
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
-    written, on text that it has not seen, as `fewer judge` does it.
+    written, on text that it has not seen, as `fewer judge` does it. Under `torchrun -m fewer train ...` processes share one
+    dictionary; only learning is shared.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
-    from fewer.train import Cosine, Training
 
-    from ._train_dictionary import Wanted, dictionary
-    from ._train_masks import masks
-
-    if (axis := method.partition("/")[0]) not in ("features", "weights"):
-        raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
+    axis = _axis(method)
     pupil, kept = method_of(method, axis), amount(budget)
     _check(out, force)
-    how = Training(steps, Cosine(rate or 5e-4, (rate or 5e-4) / 10), accumulate, seed=seed)
-    if axis == "features":
-        sites, forms = (tuple(site or ()), tuple(to or ())), (encoder, decoder, start)
-        other = (forms, hide, keep, begin, boost, groups, seeds)
-        wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
-        with _events(tensorboard) as board:
+    with _events(tensorboard) as board:
+        if axis == "features":
+            sites, words = (tuple(site or ()), tuple(to or ())), (encoder, decoder, start)
+            other = (words, hide, keep, begin, boost, groups, seeds, store, share)
+            wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
-    with Bar(json) as bar, _events(tensorboard) as board:
-        told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
-        said = masks(pupil, kept, model, out, (data, windows, length), how, batch, where, prior, device, told, force)
-    note(said)
+        run, text = (steps, rate or 5e-4, accumulate, seed), (data, windows, length)
+        masks(pupil, kept, model, out, text, run, batch, where, prior, device, force, json, board)
+
+
+def _axis(method: str) -> str:
+    if (axis := method.partition("/")[0]) not in ("features", "weights"):
+        raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
+    return axis
 
 
 def _events(place: Path | None) -> Any:

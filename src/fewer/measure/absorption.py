@@ -1,11 +1,13 @@
 """Whether a concept's latent is silent where a more special latent speaks for it, and whether one concept is split in many."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .estimate import Score, mean, share
+from .estimate import Score, jackknife, mean, share
 from .probing import contrast, logistic, macro_f1
 
 
@@ -16,24 +18,35 @@ def splitting(
     truth: Int64[Tensor, " m"],
     gain: float = 0.03,
     most: int = 10,
-) -> tuple[Int64[Tensor, " k"], list[float]]:
+) -> tuple[Int64[Tensor, " k"], Score]:
     """The latents that a concept takes: one more is one of them while it raises the probe's F1 by more than `gain`.
 
     Chanin et al. 2024 (2409.14507), sec. 5.3: k-sparse probes for k = 1, 2, ...; the first k after which F1 on `test`
-    grows by no more than `gain`. Returns the k latents and the F1 of each k tried. One latent is not split: fewer is better.
+    grows by no more than `gain`. Returns the k latents, and k: 1 is not split, lower is better. Jackknife over the rows of `test`,
+    with the same probes.
 
     Differs from the paper: latents are ranked by the difference of class means, not by the weights of a probe with an L1
     penalty, and F1 is the mean of both classes' (macro), not that of the positive one.
     """
     truth = truth.cpu()
     order = contrast(train, label).abs().argsort(descending=True)[:most]
-    scores: list[float] = []
-    for k in range(1, len(order) + 1):
-        said = torch.from_numpy(logistic(train[:, order[:k]], label).predict(test[:, order[:k]].double().cpu().numpy()))
-        scores.append(macro_f1(said, truth))
-        if k > 1 and scores[-1] - scores[-2] <= gain:
-            return order[: k - 1], scores
-    return order, scores
+
+    @cache
+    def said(k: int) -> Tensor:
+        probe = logistic(train[:, order[:k]], label)
+        return torch.from_numpy(probe.predict(test[:, order[:k]].double().cpu().numpy()))
+
+    def taken(rows: Int64[Tensor, " some"]) -> float:
+        before = -gain - 1.0
+        for k in range(1, len(order) + 1):
+            score = macro_f1(said(k)[rows], truth[rows])
+            if k > 1 and score - before <= gain:
+                return float(k - 1)
+            before = score
+        return float(len(order))
+
+    found = jackknife(taken, len(truth))
+    return order[: int(found.value)], Score("splitting", found, higher_is_better=False)
 
 
 def absorption(

@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewer.layout import Codes
@@ -92,9 +93,21 @@ def shown(
     """
     if len(codes.value) != ids.numel():
         raise ValueError(f"codes of {len(codes.value)} tokens and {ids.numel()} ids: give the codes of these tokens")
+    z = torch.where(codes.index == latent, codes.value, 0.0).sum(1).view(ids.shape)
+    return texts_of(z, ids, words, count, context, seed)
+
+
+def texts_of(
+    z: Float[Tensor, "count length"],
+    ids: "Int[Tensor, 'count length'] | np.ndarray",
+    words: Callable[[int], str],
+    count: int = 40,
+    context: int = 32,
+    seed: int = 0,
+) -> Shown:
+    """As `shown`, from how loud one latent is at each token of `ids`."""
     context = min(context, ids.shape[1])
     used = ids.shape[1] // context * context
-    z = torch.where(codes.index == latent, codes.value, 0.0).sum(1).view(ids.shape)
     texts, loud = ids[:, :used].reshape(-1, context), z[:, :used].reshape(-1, context).cpu()
     peak = loud.abs().amax(1)
     ranked = peak.argsort(descending=True, stable=True)[: int((peak > 0).sum())]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewer.layout import Codes
 
-from .estimate import Score, mean, ratio, share
+from .estimate import Score, jackknife, mean, ratio, share
 
 ROWS = 1024  # tokens made dense at once
 
@@ -114,7 +114,17 @@ def comparative_sharedness(
     return sides[0] - sides[1]
 
 
-def svcca(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"], keep: float = 0.99) -> float:
+def svcca(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"], keep: float = 0.99) -> Score:
+    """How alike two sides are up to a linear map, by `canonical`. Higher is better: more in common; jackknife over rows."""
+    return Score("svcca", jackknife(lambda rows: canonical(x[rows], y[rows], keep), len(x)), higher_is_better=True)
+
+
+def rsa(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> Score:
+    """How alike rows lie to each other on two sides, by `ranked`. Higher is better: more in common; jackknife over rows."""
+    return Score("rsa", jackknife(lambda rows: ranked(x[rows], y[rows]), len(x)), higher_is_better=True)
+
+
+def canonical(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"], keep: float = 0.99) -> float:
     """Mean canonical correlation of the leading directions that hold `keep` of the variance of each side.
 
     Raghu et al. 2017 (1706.05806). 1 for a rotated or scaled copy. With fewer rows than directions it is near 1 for
@@ -129,7 +139,7 @@ def svcca(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"], keep: float = 0.99) 
     return found.mean().item()
 
 
-def rsa(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> float:
+def ranked(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> float:
     """Representational similarity: Spearman's correlation of the cosines between rows of `x` with those of `y`.
 
     Kriegeskorte et al. 2008. 1 if the rows of both lie to each other in the same way.
@@ -142,7 +152,7 @@ def rsa(x: Float[Tensor, "n a"], y: Float[Tensor, "n b"]) -> float:
 def against_shuffled(
     measure: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, times: int = 100, seed: int = 0
 ) -> tuple[Score, Float[Tensor, " times"]]:
-    """How far `measure` of matched rows lies above the same of randomly paired ones, and all of the latter.
+    """How far `measure` (`canonical`, `ranked`) of matched rows lies above the same of randomly paired ones, and all of the latter.
 
     Higher is better: more universal (2410.06981 reports both). Interval over the pairings; the share of pairings that
     reach the matched value is the p-value.
