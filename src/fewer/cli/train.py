@@ -92,8 +92,7 @@ def train(
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
 
-    axis = _axis(method)
-    pupil, kept = method_of(method, axis), amount(budget)
+    pupil, kept = method_of(method, axis := _axis(method)), amount(budget)
     _check(out, force)
     with _events(tensorboard) as board:
         if axis == "features":
