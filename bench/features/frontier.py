@@ -1,7 +1,7 @@
 """Cross entropy recovered against L0: many selections at many budgets on one stream of activations, and what papers claim of it.
 
 `python -m bench.features.frontier --device cuda` learns and judges them all (in parts: `--part 0/4`, ...) into
-results/frontier-*.json; `python -m bench.features.frontier --table` writes docs/dictionaries.md and its figure from these.
+results/frontier-*.json (`--part 4/1 --jobs adaptive_k:4 ...` adds some); `python -m bench.features.frontier --table` writes docs/dictionaries.md and its figure from these.
 """
 
 import argparse
@@ -23,8 +23,10 @@ SITE, BATCH, LENGTH, TEST = "layers.4", 2048, 256, 64
 RATES = (0.003, 0.01)  # each is learnt at both, and the one is judged that misses less of unseen text
 
 
-def jobs() -> list[tuple[str, int]]:
-    """Each method at each budget, the slow ones spread; HierarchicalTopK once, for all budgets."""
+def jobs(named: list[str]) -> list[tuple[str, int]]:
+    """Each method at each budget, the slow ones spread; HierarchicalTopK once, for all budgets. Or some, as in `top_k:8`."""
+    if named:
+        return [(name, int(k)) for name, k in (job.split(":") for job in named)]
     return [*((name, k) for k in KS for name in METHODS), ("hierarchical_top_k", max(KS))]
 
 
@@ -56,7 +58,7 @@ def read(model, ids, leave, device):
     return torch.cat(parts).to(device)
 
 
-def measure(part: int, parts: int, tokens: int, device: str, latents: int) -> dict:
+def measure(mine: list[tuple[str, int]], tokens: int, device: str, latents: int) -> dict:
     from fewer.core import budget, find
     from fewer.dictionaries.judge import judge
     from fewer.models import open_model
@@ -65,7 +67,6 @@ def measure(part: int, parts: int, tokens: int, device: str, latents: int) -> di
     model, _ = open_model("bundled", device)
     ids, later, test, leave = text(tokens)
     rows, unseen = (read(model, some, leave, device) for some in (ids, later))
-    mine = jobs()[part::parts]
     pupils = [Pupil(find(f"features/{name}")(), budget(str(k)), latents) for name, k in mine]
     began = time.monotonic()
     steps, sites = max(1, tokens // BATCH), {SITE: rows.shape[1]}
@@ -112,6 +113,7 @@ def _told(began: float):
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--part", default="0/1")
+    ask.add_argument("--jobs", nargs="*", default=[], help="these alone, as METHOD:K, into frontier-PART.json")
     ask.add_argument("--tokens", type=int, default=2_000_000)
     ask.add_argument("--latents", type=int, default=4096)
     ask.add_argument("--device", default="cpu")
@@ -124,7 +126,8 @@ def main() -> None:
         page([json.loads(file.read_text()) for file in sorted(a.out.glob("frontier-*.json"))])
         return
     part, parts = map(int, a.part.split("/"))
-    found = measure(part, parts, a.tokens, a.device, a.latents)
+    mine = jobs(a.jobs) if a.jobs else jobs([])[part::parts]
+    found = measure(mine, a.tokens, a.device, a.latents)
     (a.out / f"frontier-{part}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -9,15 +9,21 @@ $OUT/beside-gpu.json (bench/features/results/ without $OUT) after each part.
 """
 
 import importlib
+import itertools
 import json
 import os
 import pathlib
+import statistics
 import sys
+import time
 from collections.abc import Callable
 
 import torch
 
 from bench.kernels import _device as device
+from fewer.core import budget
+from fewer.features.top_k import TopK
+from fewer.train import Lesson, Pupil, Rows, learn, recorded
 
 from ._device import DEVICE, ms, normal
 from ._steps import Ours, Plain, data
@@ -62,6 +68,22 @@ def steps(*shape: int) -> dict:
         except Exception as why:
             found[name] = {"failed": f"{type(why).__name__}: {str(why)[:400]}"}
         torch.cuda.empty_cache()
+    return found | learning(*shape)
+
+
+def learning(*shape: int) -> dict:
+    """Milliseconds a step of `fewer.train.learn`, rows from the GPU's memory: as it is, and with all steps launched."""
+    dim, latents, k, batch = shape
+    rows, found = data(8 * batch, dim, DEVICE, 2), {}
+    pupil, first = Pupil(TopK(), budget(str(k)), latents), recorded.FIRST
+    for name, recorded.FIRST in (("learn", first), ("learn, steps launched", 10**9)):
+        times = [time.perf_counter()]
+        lesson = Lesson(150, rate=1e-4, dead_after=10**9)
+        learn([pupil], Rows(rows, batch), lesson, told=lambda _, times=times: times.append(time.perf_counter()))
+        each = [(b - a) * 1e3 for a, b in itertools.pairwise(times[50:])]
+        low, middle, high = statistics.quantiles(each, n=4)
+        found[name] = {"ms": round(middle, 4), "q25": round(low, 4), "q75": round(high, 4)}
+    recorded.FIRST = first
     return found
 
 

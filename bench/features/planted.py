@@ -24,6 +24,7 @@ from fewer.train import Lesson, Pupil, Rows, learn
 OUT = pathlib.Path(__file__).parent / "results" / "planted.json"
 METHODS = ("top_k", "batch_top_k", "matching_pursuit")
 K, LATENTS, BATCH, STEPS, SEEDS = 12, 512, 1024, 2000, 3
+TRUTH = 40  # no dictionary begins with this seed: its first atoms would be the truth
 DATA = {"12 a row, Zipf's law": (12, 1.0), "8 a row, its root": (8, 0.5)}
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     found: dict = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
     kinds = [*DATA.items()]
     for data, (active, zipf) in kinds if a.data is None else [kinds[a.data]]:
-        truth = Planted.make(256, 64, active, zipf, mean=0.5)
+        truth = Planted.make(256, 64, active, zipf, mean=0.5, seed=TRUTH)
         rows, new = truth.draw(400 * BATCH)[0], truth.draw(64 * BATCH, seed=1)[0]
         table = found.setdefault(data, [])
 
