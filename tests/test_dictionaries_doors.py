@@ -184,7 +184,7 @@ def test_files_that_are_cut_short_or_do_not_fit_are_named(tmp_path):
     file = out / "dictionary.safetensors"
     good = load_file(file)
     for change, said in [
-        ({"decoder": good["decoder"][:-1].clone()}, r"'decoder' is \[19, 6\]; \[latents, out\] = \[20, 'out'\]"),
+        ({"decoder": good["decoder"][:-1].clone()}, "'encoder' has 20 rows; 19 latents of features/linear ask for 19"),
         ({"encoder_bias": torch.full((LATENTS,), torch.nan)}, "'encoder_bias' must hold finite real numbers"),
         ({"encoder": good["encoder"][0].clone()}, r"'encoder' is \[6\]"),
     ]:

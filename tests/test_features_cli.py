@@ -96,7 +96,7 @@ def test_encoder_decoder_start_and_hidden_columns_are_options(capsys, tmp_path):
     told(capsys, *SAE, "-o", str(tmp_path / "b"), "--decoder", "features/archetypal(points=16)", "--test", "0")
     assert load(tmp_path / "b").own["mix"].shape == (64, 16)
     told(capsys, *SAE[:1], "features/gradient_top_k", *SAE[2:], "-o", str(tmp_path / "c"), "--test", "0")
-    assert load(tmp_path / "c").encoder.shape == (64, 32)
+    assert load(tmp_path / "c").encoder.shape == (64, 256)
     said = told(capsys, *SAE, "-o", str(tmp_path / "d"), "--encoder", "features/subspace", code=1).err
     assert "--encoder features/subspace: this is no encoder" in said and not (tmp_path / "d").exists()
 
@@ -147,7 +147,7 @@ def test_interrupted_judging_loses_nothing(capsys, tmp_path, monkeypatch, learnt
     def stop(*args: object, **kwargs: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fewer.train.learn", lambda *args, **kwargs: [load(learnt)])
+    monkeypatch.setattr("fewer.cli._train_ways.learn", lambda *args, **kwargs: [load(learnt)])
     monkeypatch.setattr("fewer.dictionaries.judge.judge", stop)
     out = tmp_path / "sae"
     (tmp_path / "sae.partial").write_text("what a run that was killed had learnt")

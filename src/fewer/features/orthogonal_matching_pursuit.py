@@ -41,5 +41,6 @@ class OrthogonalMatchingPursuit(ByPursuit):
 
 
 def _fit(x: Float[Tensor, "batch dim"], chosen: Float[Tensor, "batch k dim"]) -> Float[Tensor, "batch k"]:
-    gram = chosen @ chosen.mT + 1e-6 * torch.eye(chosen.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(gram, (chosen @ x[..., None]))[..., 0]
+    with torch.autocast(x.device.type, enabled=False):  # nearly equal atoms want all digits
+        gram = chosen @ chosen.mT + 1e-6 * torch.eye(chosen.shape[1], dtype=x.dtype, device=x.device)
+        return torch.linalg.solve(gram, (chosen @ x[..., None].to(chosen.dtype)))[..., 0]

@@ -52,8 +52,9 @@ class RowAdam(torch.optim.Optimizer):
             step.fill_(self.number)
         device = self._all()[0].device
         if device.type == "cuda":
-            scales = torch.tensor(self._how().scales)
-            self.scales = scales.to(device) if self.scales is None else self.scales.copy_(scales)
+            self.scales = torch.empty(2, device=device) if self.scales is None else self.scales
+            for place, x in zip(self.scales, self._how().scales, strict=True):
+                place.fill_(x)  # unlike a copy from the host it does not wait
 
     @torch.no_grad()
     def move(self) -> None:
