@@ -97,7 +97,7 @@ def test_encoder_decoder_start_and_hidden_columns_are_options(capsys, tmp_path):
     assert load(tmp_path / "b").own["mix"].shape == (64, 16)
     told(capsys, *SAE[:1], "features/gradient_top_k", *SAE[2:], "-o", str(tmp_path / "c"), "--test", "0")
     assert load(tmp_path / "c").encoder.shape == (64, 256)
-    said = told(capsys, *SAE, "-o", str(tmp_path / "d"), "--encoder", "features/subspace", code=1).err
+    said = told(capsys, *SAE, "-o", str(tmp_path / "d"), "--encoder", "features/subspace", code=2).err
     assert "--encoder features/subspace: this is no encoder" in said and not (tmp_path / "d").exists()
 
 

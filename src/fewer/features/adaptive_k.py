@@ -45,7 +45,7 @@ class AdaptiveK(ByKeep):
 
     def keep(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> Keep:
         middle = own["middle"].item() if "middle" in own else self._middle(pre, budget, own)
-        return top_each(pre, self._counts(pre, budget, own, middle))
+        return top_each(pre, self._counts(_said(pre, own), self._ends(budget, pre), middle))
 
     def settle(self, pre: Pre, budget: Budget, own: Own = NOTHING) -> dict[str, Tensor]:
         return {"middle": torch.tensor(self._middle(pre, budget, own), device=pre.device)}
@@ -60,13 +60,14 @@ class AdaptiveK(ByKeep):
         k = budget.of(pre.shape[1])
         return max(1, int(k / self.spread)), min(pre.shape[1], int(k * self.spread))
 
-    def _counts(self, pre: Pre, budget: Budget, own: Own, middle: float) -> Tensor:
-        low, high = self._ends(budget, pre)
-        return (low + (high - low) * (_said(pre, own).double() - middle).sigmoid()).floor().long()
+    def _counts(self, said: Tensor, ends: tuple[int, int], middle: float) -> Tensor:
+        low, high = ends
+        return (low + (high - low) * (said.double() - middle).sigmoid()).floor().long()
 
     def _middle(self, pre: Pre, budget: Budget, own: Own) -> float:
-        far = 40.0 + _said(pre, own).abs().max().item()
-        return -setting(lambda t: self._counts(pre, budget, own, -t), total(budget, pre), -far, far)
+        said, ends = _said(pre, own).detach().cpu(), self._ends(budget, pre)  # many looks at few numbers
+        far = 40.0 + said.abs().max().item()
+        return -setting(lambda t: self._counts(said, ends, -t), total(budget, pre), -far, far)
 
 
 def _said(pre: Pre, own: Own) -> Tensor:
