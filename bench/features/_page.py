@@ -3,6 +3,8 @@
 import pathlib
 from dataclasses import dataclass
 
+from ._others import sections
+
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 FLOORS = ("random", "pca")
 
@@ -34,6 +36,7 @@ CLAIMS = (
         "One HierarchicalTopK is as good at every k as a TopK of its own (here: within 2 %).",
         *("hierarchical_top_k", "top_k", 0.02, (8, 16, 32, 64)),
     ),
+    Claim("2508.17320", "AdaptiveK reconstructs better than TopK at equal mean L0.", "adaptive_k", "top_k"),
     Claim("2506.03093", "Matching pursuit reconstructs better than TopK.", "matching_pursuit", "top_k"),
 )
 
@@ -43,7 +46,7 @@ def page(found: list[dict]) -> None:
     rows = [row for part in found for row in part["rows"] if row["method"] != "dense"]
     of = {(row["method"], row["k"]): row for row in rows}
     about = found[0]["about"]
-    learnt = sorted({m for m, _ in of} - set(FLOORS), key=lambda m: of[m, 32]["fvu"])
+    learnt = sorted({m for m, _ in of} - set(FLOORS), key=lambda m: of[m, 8]["fvu"])
     _figure([of[key] for key in of if key[0] in (*learnt, *FLOORS)])
     text = [
         "# Dictionaries side by side",
@@ -51,7 +54,7 @@ def page(found: list[dict]) -> None:
         f"The bundled 10M model, residual stream after layer 4 (256 wide), {about['latents']:,} latents, {about['steps']} steps of 2,048 tokens "
         f"from {about['tokens']:,} tokens of the standard library; each at the rates {', '.join(map(str, about['rates']))}, of which the one "
         f"counts that misses less of unseen text. Judged on 64 windows of 256 tokens of other modules, special tokens left "
-        f"alone. {about['device']}, torch {about['torch']}; `python -m bench.features.frontier --device cuda` in four parts, then `--table`.",
+        f"alone. {about['device']}, torch {about['torch']}; `python -m bench.features.frontier --device cuda` in four parts and by name, then `--table`.",
         "",
         "![Cross entropy recovered against L0](img/dictionaries.svg)",
         "",
@@ -60,28 +63,44 @@ def page(found: list[dict]) -> None:
         "",
         "| selection | " + " | ".join(f"k = {k}" for k in (4, 8, 16, 32, 64)) + " |",
         "|---|" + "---|" * 5,
-        *(f"| {m} | " + " | ".join(_cell(of[m, k], k) for k in (4, 8, 16, 32, 64)) + " |" for m in (*learnt, *FLOORS)),
+        *(
+            f"| {m} | " + " | ".join(_cell(of.get((m, k)), k) for k in (4, 8, 16, 32, 64)) + " |"
+            for m in (*learnt, *FLOORS)
+        ),
         "",
         "hierarchical_top_k is one dictionary, learnt at 64 and served at each k. random and pca are the controls of "
         "`fewer judge`. relu_l1 and gated learn the weight of their penalty, which needs more steps than the others' exact "
         "budgets: these rows are of a short run, not of what they come to.",
         "",
+        "Latents that speak at no token of the test text:",
+        "",
+        "| selection | " + " | ".join(f"k = {k}" for k in (4, 8, 16, 32, 64)) + " |",
+        "|---|" + "---|" * 5,
+        *(f"| {m} | " + " | ".join(_dead(of.get((m, k))) for k in (4, 8, 16, 32, 64)) + " |" for m in learnt),
+        "",
         "## What papers claim",
         "",
         "By the share of the variance that is missed, at equal k.",
         "",
-        "| paper | claim | here, k = 4, 8, ... | verdict |",
+        "| paper | claim | here | verdict |",
         "|---|---|---|---|",
         *(_verdict(claim, of) for claim in CLAIMS),
         "",
+        *sections(),
     ]
     (DOCS / "dictionaries.md").write_text("\n".join(text))
 
 
-def _cell(row: dict, k: int) -> str:
+def _cell(row: dict | None, k: int) -> str:
+    if row is None:
+        return ""
     half = (row["recovered_mean_high"] - row["recovered_mean_low"]) / 2
     l0 = "" if abs(row["l0"] / k - 1) < 0.005 else f", L0 {row['l0']:.3g}"
     return f"{row['recovered_mean']:.4f} ± {half:.4f}, FVU {row['fvu']:.3f}{l0}"
+
+
+def _dead(row: dict | None) -> str:
+    return "" if row is None else f"{row['dead']:.0%}"
 
 
 def _verdict(claim: Claim, of: dict) -> str:
@@ -89,7 +108,7 @@ def _verdict(claim: Claim, of: dict) -> str:
     good = sum(r <= claim.slack for r in ratios)
     word = {len(ratios): "**holds**", 0: "**does not hold here**"}.get(good, f"**in part**: at {good} of {len(ratios)}")
     link = f"[{claim.paper}](https://arxiv.org/abs/{claim.paper})"
-    return f"| {link} | {claim.says} | {', '.join(f'{r:+.0%}' for r in ratios)} | {word} |"
+    return f"| {link} | {claim.says} | {', '.join(f'{r:+.0%}' for r in ratios)} at {', '.join(map(str, claim.ks))} | {word} |"
 
 
 def _figure(rows: list[dict]) -> None:

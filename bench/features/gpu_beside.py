@@ -1,7 +1,7 @@
 """Steps of others beside ours on a GPU, in one process and from one batch: `python -m bench.features.gpu_beside [PART ...]`.
 
 Others are imported from the environment, or from `.peers/` in the repository's root, where their packages may be put. Writes
-$OUT/beside-gpu.json (bench/features/results/ without $OUT) after each part.
+$OUT/beside-gpu.json (bench/features/results/ without $OUT) after each part; what is there of other parts stays.
 
 - eai-sparsify 1.3.3: the body of its trainer, bfloat16 autocast and its Triton kernel, as it is shipped;
 - SAELens 6.54.12: `SAETrainer.step`, as it is shipped (float32), with its autocast, and compiled too;
@@ -113,13 +113,15 @@ def hierarchical(dim: int, latents: int, k: int, batch: int) -> dict:
 
 
 def main() -> None:
-    found: dict = {"machine": device.machine(device.copy_bandwidth())}
+    folder = pathlib.Path(os.environ.get("OUT") or HERE / "results")
+    file = folder / "beside-gpu.json"
+    found: dict = json.loads(file.read_text()) if file.exists() else {}
+    found["machine"] = device.machine(device.copy_bandwidth())
     parts: dict[str, Callable[[], dict]] = {
         "gpt2": lambda: steps(*SHAPES["gpt2"]),
         "gemma": lambda: steps(*SHAPES["gemma"]),
         **{f"hierarchical, {k}": lambda k=k: hierarchical(2304, 65536, k, 4096) for k in (32, 64, 128)},
     }
-    folder = pathlib.Path(os.environ.get("OUT") or HERE / "results")
     for name, do in parts.items():
         if not any(name.startswith(asked) for asked in sys.argv[1:] or [""]):
             continue
@@ -129,7 +131,7 @@ def main() -> None:
             found[name] = {"failed": f"{type(why).__name__}: {str(why)[:600]}"}
         torch.cuda.empty_cache()
         print(name, json.dumps(found[name]), flush=True)
-        (folder / "beside-gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+        file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
