@@ -26,6 +26,8 @@ from fewer.dictionaries.circuits import (
     without,
     zero_states,
 )
+from fewer.dictionaries.described import described
+from fewer.dictionaries.explore import indexed
 from fewer.dictionaries.steer import Set, steered
 from fewer.features import Dictionary
 from fewer.features.top_k import TopK
@@ -295,3 +297,33 @@ def test_what_cannot_be_done_is_a_sentence(gpt2):
     across = replace(autoencoder("h.0"), writes=("h.1",))
     with pytest.raises(ValueError, match="autoencoders of one site"):
         Behaviour(gpt2, [across], metric).sites()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_circuits_latents_are_described_from_the_index(gpt2, tmp_path, aligned):
+    m = behaviour(gpt2, SITES[:2], aligned)
+    effects = attribution_patching(m, IDS, zero_states(m.states(IDS)))
+    tokens = torch.randint(3, 99, (4, 8), generator=torch.Generator().manual_seed(5))
+    single = copy.deepcopy(gpt2).float()
+    indexes = {
+        str(tap): indexed(d.to(torch.float32), single, tokens, tmp_path / str(i))
+        for i, (tap, d) in enumerate(m.sites().items())
+    }
+    found = list(described(effects, indexes, 12))
+    best = sorted(
+        (-abs(e), s, p, i)
+        for s, n in effects.items()
+        for p, r in enumerate(n.latents.tolist())
+        for i, e in enumerate(r)
+    )
+    assert [abs(f.effect) for f in found] == pytest.approx([-e for e, *_ in best[:12]])
+    for f in found:
+        table = effects[f.site].latents
+        assert f.effect == table[f.position or 0, f.latent].item() and (f.position is None) == (len(table) == 1)
+        places, values = indexes[f.site].of(f.latent)
+        assert f.count == len(places)
+        if f.count:
+            loudest = places[abs(values).argmax()]
+            assert f.examples[0].place == loudest and f.heard[0][0] in tokens.flatten()[torch.from_numpy(places)]
+    with pytest.raises(ValueError, match="has no index"):
+        next(described(effects, {}))

@@ -140,7 +140,7 @@ def _one(turned: ByToken, feature: int, show: Show, near: list[Pair], weights: "
         heights.tolist(),
         low,
         high,
-        _heard(index, feature, show.tokens),
+        heard(index, feature, show.tokens),
         examples(index, feature, show),
         weights.up[i],
         weights.down[i],
@@ -150,7 +150,8 @@ def _one(turned: ByToken, feature: int, show: Show, near: list[Pair], weights: "
     )
 
 
-def _heard(index: Index, feature: int, count: int) -> list[Pair]:
+def heard(index: Index, feature: int, count: int) -> list[Pair]:
+    """The tokens on which most of what a feature says falls, with their share of it."""
     places, values = index.of(feature)
     length = index.tokens.shape[1]
     kinds, inverse = np.unique(index.tokens[places // length, places % length], return_inverse=True)
