@@ -29,16 +29,22 @@ def there() -> Iterator[tuple[str, str]]:
             yield name, python
 
 
-ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SPARSIFY_DISABLE_TRITON": "1"}  # its kernels want a GPU
+ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def asked(name: str, python: str, rows: torch.Tensor, k: int, **given: float) -> tuple[Dictionary, dict]:
+def asked(name: str, python: str, rows: torch.Tensor, k: int, **given: object) -> tuple[Dictionary, dict]:
     """What a peer learns from these rows, and what a step cost it in CPU-seconds of one thread; `given` is as in peers/_learn.py."""
     with tempfile.TemporaryDirectory() as folder:
         place, out, settings = (pathlib.Path(folder, end) for end in ("rows", "out", "settings"))
-        save_file({"rows": rows}, place)
+        save_file({"rows": rows.cpu()}, place)
         settings.write_text(json.dumps({"rows": str(place), "dim": rows.shape[1], "k": k, **given}))
-        env = {**os.environ, **ALONE, "PYTHONPATH": os.environ.get("FEWER_PEER_PATH", "")}
+        triton = "0" if given.get("device") == "cuda" else "1"  # sparsify's kernels want a GPU
+        env = {
+            **os.environ,
+            **ALONE,
+            "SPARSIFY_DISABLE_TRITON": triton,
+            "PYTHONPATH": os.environ.get("FEWER_PEER_PATH", ""),
+        }
         call = [python, str(PEERS / f"with_{name}.py"), str(settings), str(out)]
         said = subprocess.run(call, capture_output=True, text=True, env=env)
         if said.returncode:

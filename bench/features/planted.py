@@ -38,7 +38,7 @@ def learnt(name: str, rows: torch.Tensor, steps: int, k: int = K, seed: int = 0)
 def judged(d: Dictionary, truth: Planted, new: torch.Tensor) -> dict:
     codes = d.encode(new)
     r = reconstruction([(new, d.decode(codes), codes)])
-    near = (truth.atoms @ F.normalize(d.decoder, dim=1).T).amax(1)
+    near = (truth.atoms.to(new.device) @ F.normalize(d.decoder, dim=1).T).amax(1)
     return {
         "l0": r.l0.value,
         "fvu": r.fvu.value,
@@ -50,7 +50,7 @@ def judged(d: Dictionary, truth: Planted, new: torch.Tensor) -> dict:
 
 def others(rows: torch.Tensor, pool: ThreadPoolExecutor) -> dict[str, Future]:
     """Each in a process of its own."""
-    given = {"latents": LATENTS, "batch": BATCH, "steps": STEPS}
+    given = {"latents": LATENTS, "batch": BATCH, "steps": STEPS, "device": rows.device.type}
     return {
         f"{name}, rate {rate}": pool.submit(asked, name, python, rows, K, rate=rate, **given)
         for name, python in there()
@@ -61,14 +61,16 @@ def others(rows: torch.Tensor, pool: ThreadPoolExecutor) -> dict[str, Future]:
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--jobs", type=int, default=1, help="others that learn at a time")
+    ask.add_argument("--device", default="cpu")
     ask.add_argument("--data", type=int, choices=(0, 1), help="one kind of data alone")
     ask.add_argument("--out", type=pathlib.Path, default=OUT)
     a = ask.parse_args()
-    found: dict = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    where = torch.cuda.get_device_name() if a.device == "cuda" else platform.machine()
+    found: dict = {"torch": torch.__version__, "python": platform.python_version(), "machine": where}
     kinds = [*DATA.items()]
     for data, (active, zipf) in kinds if a.data is None else [kinds[a.data]]:
         truth = Planted.make(256, 64, active, zipf, mean=0.5, seed=TRUTH)
-        rows, new = truth.draw(400 * BATCH)[0], truth.draw(64 * BATCH, seed=1)[0]
+        rows, new = truth.draw(400 * BATCH)[0].to(a.device), truth.draw(64 * BATCH, seed=1)[0].to(a.device)
         table = found.setdefault(data, [])
 
         def told(who: str, d: Dictionary, truth=truth, new=new, table=table, data=data) -> None:
@@ -83,7 +85,7 @@ def main() -> None:
                     told(f"{name}, seed {seed}", learnt(name, rows, STEPS, seed=seed))
             told("directions at first", learnt("top_k", rows, 1))
             for who, future in theirs.items():
-                told(who, future.result()[0])
+                told(who, future.result()[0].to(a.device))
         if data == kinds[0][0]:
             for steps in (20, 50, 200, 1000):
                 l0 = (learnt("batch_top_k", rows, steps, k=16).encode(new).value != 0).sum(1).float().mean().item()
