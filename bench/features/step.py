@@ -8,6 +8,7 @@ there (bench/features/beside.py) take seven steps each on the same rows, in proc
 import argparse
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -58,12 +59,10 @@ def parts(dim: int, latents: int, k: int, batch: int, rounds: int) -> dict:
 
 def peak(dim: int, latents: int, k: int, batch: int) -> int:
     """Bytes, of this process, after three steps."""
-    import resource
-
     ours, rows = Ours(dim, latents, k, batch, "cpu"), data(batch, dim, "cpu")
     for _ in range(3):
         ours(rows)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[0])
 
 
 def main() -> None:
