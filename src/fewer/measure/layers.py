@@ -13,7 +13,7 @@ from torch import Tensor
 from fewer.layout import Codes
 
 
-def layer_cosine(pieces: Iterable[Float[Tensor, "layers n dim"]]) -> Float[Tensor, "layers layers"]:
+def layer_cosine(pieces: Iterable[Float[Tensor, "layers _ dim"]]) -> Float[Tensor, "layers layers"]:
     """The mean cosine between what two layers say at a token, in float64; the neighbours' is the first off-diagonal
     (Lawson et al. 2024, 2409.04185, section 4).
 
@@ -24,7 +24,7 @@ def layer_cosine(pieces: Iterable[Float[Tensor, "layers n dim"]]) -> Float[Tenso
     return _mean_over_tokens(pieces, lambda cosine: cosine)
 
 
-def angular_distance(pieces: Iterable[Float[Tensor, "layers n dim"]]) -> Float[Tensor, "layers layers"]:
+def angular_distance(pieces: Iterable[Float[Tensor, "layers _ dim"]]) -> Float[Tensor, "layers layers"]:
     """The mean angle between what two layers say at a token, arccos(cosine) / pi: 0 the same way, 1 the opposite one
     (Ghilardi et al. 2024, 2410.21508, eq. 4).
 
