@@ -78,14 +78,12 @@ def _learnt(
     """One dictionary on what all of these sites say, one under the other."""
     from fewer.dictionaries.layered import layered
     from fewer.train import Lesson, Live, Pupil, learn
-    from fewer.train.dictionaries import HELD
 
     from . import _train_dictionary as front
+    from ._train_source import parted
 
-    later = min(HELD * front.BATCH // text.shape[1], max(1, len(text) // 5))
     source, unseen = (
-        Live(model, taps, some, front.BATCH, leave, seed=wanted.seed, spread=True)
-        for some in (text[:-later], text[-later:])
+        Live(model, taps, some, front.BATCH, leave, seed=wanted.seed, spread=True) for some in parted(text, front.BATCH)
     )
     width = next(iter(source)).shape[1]
     pupil = Pupil(*rule, wanted.latents or 8 * width, wanted.seed, (), (), *front.forms(wanted))

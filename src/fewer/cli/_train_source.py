@@ -44,7 +44,6 @@ def live(
     from fewer.dictionaries.fit import widths
     from fewer.models import find_taps, open_model
     from fewer.train import Live, Windows
-    from fewer.train.dictionaries import HELD
 
     from .judge import judge_all, unseen
 
@@ -58,8 +57,7 @@ def live(
     taps = [*wide]
     text = windows_of(data, tokenizer, wanted, batch)
     test = unseen(data[0], tokenizer, data[1], wanted.test) if wanted.test else None
-    special, later = frozenset(tokenizer.all_special_ids), min(HELD * batch // data[1], max(1, len(text) // 5))
-    parts, at_once = (text[:-later], text[-later:]), max(1, batch // data[1])
+    special, parts, at_once = frozenset(tokenizer.all_special_ids), parted(text, batch), max(1, batch // data[1])
     source, held = (Live(opened, taps, some, batch, special, seed=wanted.seed) for some in parts)
     windows, later_windows = (Windows(some, min(at_once, len(some)), wanted.seed) for some in parts)
     distinct = source.windows.numel()
@@ -197,6 +195,14 @@ def _explained(learnt: list[Any], rows: Any, json: bool) -> None:
     note(
         f"on {len(x)} rows that it has not learnt from; 95 % intervals over pieces of 256; controls are fitted on these rows"
     )
+
+
+def parted(text: Any, batch: int) -> tuple[Any, Any]:
+    """Windows to learn from, and the last, to settle on: a fifth at most."""
+    from fewer.train.dictionaries import HELD
+
+    later = min(HELD * batch // text.shape[1], max(1, len(text) // 5))
+    return text[:-later], text[-later:]
 
 
 def windows_of(data: tuple[str, int], tokenizer: Any, wanted: "Wanted", batch: int) -> Any:

@@ -1,6 +1,6 @@
 """A learnt dictionary: what is read from some sites is spelt by few latents, which say what is written at others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,7 +72,8 @@ class Dictionary:
             return Codes(index, m.amount(pre), self.latents)
         with torch.no_grad():
             parts = [_packed(self.code(rows)) for rows in x.split(ROWS)]
-            return _stacked(parts, self.latents)
+            index, value = (_stacked([getattr(c, name) for c in parts]) for name in ("index", "value"))
+            return Codes(index, value, self.latents)
 
     def code(self, x: Float[Tensor, "batch in"]) -> Pre:
         """All latents' codes, differentiable."""
@@ -143,11 +144,8 @@ def chosen(
             keep = m.keep(pre, budget, own)
             index = kernels.places(keep)
             found.append((index, pre.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)))
-        most = max(index.shape[1] for index, _ in found)
-        return (
-            torch.cat([F.pad(index, (0, most - index.shape[1]), value=-1) for index, _ in found]),
-            torch.cat([F.pad(value, (0, most - value.shape[1])) for _, value in found]),
-        )
+        index, value = zip(*found, strict=True)
+        return _stacked(index, empty=-1), _stacked(value)
 
 
 def plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
@@ -188,9 +186,7 @@ def joined(m: ByKeep, budget: Budget, how: Encoder, said: Float[Tensor, "batch m
     """
     with torch.no_grad():
         parts = said.split(ROWS if m.alone else max(1, len(said)))
-        found = [kernels.places(m.keep(how.spread(rows), budget, own)) for rows in parts]
-        most = max(index.shape[1] for index in found)
-        index = torch.cat([F.pad(index, (0, most - index.shape[1]), value=-1) for index in found])
+        index = _stacked([kernels.places(m.keep(how.spread(rows), budget, own)) for rows in parts], empty=-1)
         real, index = index >= 0, index.clamp(min=0)
     return Codes(index, torch.where(real, m.amount(how.at(said, index)), 0.0), latents)
 
@@ -202,9 +198,7 @@ def _packed(z: Pre) -> Codes:
     return Codes(index.clamp(min=0), value, z.shape[1])
 
 
-def _stacked(parts: list[Codes], size: int) -> Codes:
-    k = max((c.index.shape[1] for c in parts), default=0)
-    index, value = (
-        torch.cat([F.pad(getattr(c, name), (0, k - c.index.shape[1])) for c in parts]) for name in ("index", "value")
-    )
-    return Codes(index, value, size)
+def _stacked(parts: Sequence[Tensor], empty: int = 0) -> Tensor:
+    """Rows under rows; those that are shorter end in `empty` slots."""
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, most - part.shape[1]), value=empty) for part in parts])

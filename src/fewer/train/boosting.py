@@ -66,7 +66,7 @@ def learn_boost(
     """
     base = base.to(next(iter(source)).device)
     stream = Missed(source, base)
-    first = torch.cat([batch for batch, _ in zip(stream, range(FIRST), strict=False)])
+    first = torch.cat(stream.first(FIRST))
     widths = {READ: base.encoder.shape[1], MISSED: base.decoder.shape[1]}
     known = Known.of(first, widths)
     known = replace(known, mean=torch.cat([known.mean[known.sites[READ]], torch.zeros_like(base.decoder_bias)]).float())
@@ -81,9 +81,8 @@ def learn_boost(
         force=force,
         alike=True,
     )
-    after = stream.since(lesson.steps) if unseen is None else iter(Missed(unseen, base))
-    held = torch.cat([known.seen(batch) for batch, _ in zip(after, range(HELD), strict=False)])
-    return boosted(base, one.done(held, about, []))
+    later = stream.first(HELD, lesson.steps) if unseen is None else Missed(unseen, base).first(HELD)
+    return boosted(base, one.done(known.seen(torch.cat(later)), about, []))
 
 
 def boosted(base: Dictionary, second: Dictionary) -> Dictionary:

@@ -57,7 +57,7 @@ def learn_codebooks(
     taps, k = find_taps(twin, sites), budget.of(codes)
     if not taps or (isinstance(budget.keep, int) and budget.keep > codes):
         raise ValueError(f"'{budget}' of {codes} codes at {len(taps)} sites: name a site, and keep at most all codes")
-    first = torch.cat([ids for ids, _ in zip(windows, range(FIRST), strict=False)])
+    first = torch.cat(windows.first(FIRST))
     books = {}
     for number, tap in enumerate(taps):
         with at_rest(twin):

@@ -60,7 +60,7 @@ def learn(
     """
     if not pupils:
         raise ValueError("there is no dictionary to learn: give at least one Pupil")
-    first = [batch for batch, _ in zip(source, range(FIRST), strict=False)]
+    first = source.first(FIRST)
     rows = torch.cat(first)
     known = Known.of(rows, sites or {"": first[0].shape[1]})
     later = _later(unseen, first[0].shape[1]) if unseen else None
@@ -74,8 +74,7 @@ def learn(
 
     key = f"{pupils} {known.mean.double().sum().item()!r} {sites} {together}"
     taught(several, loss, source, lesson, key, out, told, by, force, together == APART)
-    later = later or [batch for batch, _ in zip(source.since(lesson.steps), range(HELD), strict=False)]
-    held = known.seen(torch.cat(later))
+    held = known.seen(torch.cat(later or source.first(HELD, lesson.steps)))
     note = {**about, "tokens": lesson.steps * len(first[0])}
     return [
         one.done(held, note, [o.pupil.writes for o in several[:i]] if together.adds else [])
@@ -124,7 +123,7 @@ def taught(
 def _later(unseen: Source, width: int) -> list[Tensor]:
     """The first batches of the held-out data. ValueError: they are not as wide as the others, or not finite."""
     try:
-        held = [batch for batch, _ in zip(unseen, range(HELD), strict=False)]
+        held = unseen.first(HELD)
         if (found := held[0].shape[1]) != width:
             raise ValueError(f"rows of {found} columns, those that are learnt from have {width}")
         if not all(batch.isfinite().all() for batch in held):

@@ -61,8 +61,7 @@ def learn_through(
         raise ValueError("the dictionary reads no site: name one, as in Pupil(..., reads=('layers.4',))")
     taps = list(dict.fromkeys([*reads, *writes]))
     real, tokens = all_but(leave), windows.windows.shape[1] * windows.batch
-    first = [_rows(model, taps, ids, real(ids)) for ids, _ in zip(windows, range(FIRST), strict=False)]
-    rows = torch.cat(first)
+    rows = torch.cat([_rows(model, taps, ids, real(ids)) for ids in windows.first(FIRST)])
     known = Known.of(rows, {str(tap): _width(model, tap, windows) for tap in taps})
     whole = replace(pupil, reads=tuple(map(str, reads)), writes=tuple(map(str, writes)))
     one = One(whole, known, lesson, tokens, rows=rows)
@@ -76,9 +75,9 @@ def learn_through(
     key = f"{one.pupil} through {aim} {known.mean.double().sum().item()!r} {begun!r}"
     with _unmoved(model):
         taught([one], loss, windows, lesson, key, out, told, force=force)
-    after = windows.since(lesson.steps) if unseen is None else iter(unseen)
     count = HELD if type(pupil.sparsifier).settle is not Sparsifier.settle else 1
-    held = torch.cat([_rows(model, taps, ids, real(ids)) for ids, _ in zip(after, range(count), strict=False)])
+    later = windows.first(count, lesson.steps) if unseen is None else unseen.first(count)
+    held = torch.cat([_rows(model, taps, ids, real(ids)) for ids in later])
     return one.done(known.seen(held), {**about, "tokens": lesson.steps * tokens, "aim": repr(aim)}, [])
 
 

@@ -27,6 +27,10 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Float[Tensor, "batch dim"]]:
         return self.since(0)
 
+    def first(self, count: int, number: int = 0) -> list[Tensor]:
+        """So many batches from that number on, and no more is asked for."""
+        return [*itertools.islice(self.since(number), count)]
+
     @property
     def mixing(self) -> object:
         """What decides which row comes when: of sources for which it is equal, rows may stand side by side (`Beside`)."""
