@@ -4,13 +4,14 @@ import dataclasses
 from dataclasses import replace
 from fractions import Fraction
 
-import broken_quantisers  # noqa: F401, its classes name themselves
+import broken_attention  # noqa: F401, its classes name themselves
+import broken_quantisers  # noqa: F401
 import broken_slimmers  # noqa: F401
 import pytest
 import torch
 from broken import BROKEN, broken
 
-from fewer import activations, attention, experts, features, weights
+from fewer import activations, experts, features, weights
 from fewer.calibrate import GradMean, Gram, HessianGradient, InputSquares
 from fewer.select import select
 from fewer.testing import checks_of
@@ -430,28 +431,6 @@ class LooksAround(activations.ByScore):
 
     def score(self, x, stats):
         return x.abs() - x.abs().flatten(0, -2).amax(0)
-
-
-@broken("attention", "check_causal")
-class Clairvoyant(attention.Pattern):
-    """Read the future."""
-
-    block: int = 16
-
-    def attend(self, q, k, budget):
-        b, h, n, _ = q.shape
-        return torch.ones(b, h, n // 16, k.shape[2] // 16, dtype=torch.bool)
-
-
-@broken("attention", "check_decoding")
-class CountsFromTheFront(attention.ByScore):
-    """Score by the row's number, so one query at the end is taken for the first."""
-
-    block: int = 16
-
-    def score(self, q, k):
-        rows, cols = q.shape[2] // 16, k.shape[2] // 16
-        return (torch.arange(cols) - torch.arange(rows)[:, None]).abs().float().expand(*q.shape[:2], rows, cols)
 
 
 @broken("experts", "check_gradient")
