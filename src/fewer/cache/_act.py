@@ -1,0 +1,91 @@
+"""How an evictor is done to a store: asked with what there is, and what it lets go is given back."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int, Int32
+from torch import Tensor
+
+from fewer.core import Budget
+
+from ._protocol import Allocator, ByScore, Corrector, Evictor, Past, Recent, Rope, Score
+
+if TYPE_CHECKING:
+    from ._store import Store
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What is done to one layer's store: who says what stays, how much, who divides it, who repairs."""
+
+    evictor: Evictor
+    budget: Budget
+    layer: int
+    layers: int
+    allocator: Allocator | None = None
+    correctors: tuple[Corrector, ...] = ()
+
+    @property
+    def counts_received(self) -> bool:
+        """Whether the attention that each slot gets must be added up."""
+        return any(need.__name__ == "Received" for need in self.evictor.needs)
+
+    def __call__(
+        self,
+        store: "Store",
+        q: Recent,
+        now: Int32[Tensor, "batch window"],
+        seen: Int[Tensor, " batch"],
+        scale: float,
+        rope: Rope | None = None,
+    ) -> None:
+        """Bring the store to the budget; nothing happens where it is met already."""
+        beside = ("received",) if self.counts_received else ()
+        k, v, at, *more = store.read(*beside)
+        there = more[0] / (int(now.max()) + 1 - at).clamp(min=1) if more else None
+        past = Past(k, v, at, q, now, seen, scale, rope, there)
+        counts = past.counts(self.budget)
+        if self.allocator is not None:
+            score = self.evictor.score(past).masked_fill(~past.real, -torch.inf)  # type: ignore[attr-defined]
+            counts = self.allocator.allocate(score, counts, self.layer, self.layers)
+        if bool((past.real.sum(-1) <= counts).all()):
+            return
+        keep = self.evictor.evict(past, counts)
+        if not self.correctors:
+            return store.keep(keep)
+        for corrector in self.correctors:
+            past = corrector.correct(past, keep)
+        store.keep(keep, past.k, past.v)
+
+    def check(self) -> None:
+        """ValueError for what cannot be done."""
+        if self.budget.group or self.budget.unit != (1, 1) or self.budget.scope != "row":
+            raise ValueError(
+                f"a cache keeps a share or a number of tokens in each head, not '{self.budget}'; write '25%', or '25% by ada'"
+            )
+        if self.allocator is not None and not isinstance(self.evictor, ByScore):
+            raise ValueError(f"{self.allocator.name} divides by scores, and {self.evictor.name} gives none")
+
+
+def received(
+    q: Float[Tensor, "batch heads new dim"],
+    k: Float[Tensor, "batch kv_heads keys dim"],
+    may: Tensor,
+    scale: float,
+    cap: float = 0.0,
+    chunk: int = 128,
+) -> Score:
+    """The attention that each slot gets from these queries: summed over them, the mean over the heads of its group.
+
+    `may` is `[batch, 1 or kv_heads, new, keys]`.
+    """
+    total = torch.zeros(k.shape[:3], device=k.device)
+    grouped, keys = q.unflatten(1, (k.shape[1], -1)).float(), k.float()[:, :, None]
+    for first in range(0, q.shape[2], chunk):
+        some = slice(first, first + chunk)
+        score = scale * grouped[:, :, :, some] @ keys.mT
+        score = cap * torch.tanh(score / cap) if cap else score
+        weight = score.masked_fill(~may[:, :, None, some], -torch.inf).softmax(-1).nan_to_num(0.0)
+        total += weight.sum(3).mean(2)
+    return total

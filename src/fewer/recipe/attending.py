@@ -1,0 +1,292 @@
+"""Steps of the axes `attention` and `cache` in a running model: what each of its attention modules reads, and remembers."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from fewer.attention import ByScore, Pattern
+from fewer.attention._act import Digests, allowed_slots, dense, named, pick, pick_by_score, sparse
+from fewer.cache import Rope
+from fewer.cache._act import Forgetting, received
+from fewer.cache._store import PAGE, Store
+from fewer.core import Change
+from fewer.kernels import attend_pages
+from fewer.models.attention import attended, attentions, kinds, rotary
+from fewer.models.cache_layer import Asked
+
+from .steps import Recipe, Step, kind
+
+PHASES = ("prefill", "decode")
+FEW = 16  # new tokens that are a step of decoding
+AXES = ("attention", "cache")
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What one attention module does: a pattern for each phase, and what it forgets."""
+
+    name: str
+    prefill: Step | None = None
+    decode: Step | None = None
+    forget: Forgetting | None = None
+    rope: Rope | None = None
+
+    @property
+    def page(self) -> int:
+        """Slots of a page: a block of the pattern that decodes, where that is a good size."""
+        size = self.decode.method.block if self.decode else PAGE
+        return size if 8 <= size <= 128 else PAGE
+
+
+@dataclass(eq=False)
+class Remembered:
+    """What one module remembers: a store of keys and values, the latest queries, what patterns know of full blocks."""
+
+    engine: "Attending"
+    ways: Ways
+    store: Store
+    seen: int = 0
+    rows: int = 0
+    real: Tensor | None = None  # how many tokens each row has seen, padding not counted
+    q: Tensor | None = None  # the latest queries
+    now: Tensor | None = None
+    since: int = 0  # tokens since the last that were forgotten
+    digests: Digests | None = None
+
+    def crop(self, tokens: int) -> None:
+        if self.store.k is None:
+            return
+        self.seen -= tokens
+        if self.real is not None and self.now is not None:
+            self.real = (self.real - tokens).clamp(min=0)
+            self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
+        self.store.crop(self.seen)
+        self.digests = None
+
+    def pick(self, rows: Tensor) -> None:
+        rows = rows.to(self.q.device)
+        self.store.pick(rows)
+        self.rows, self.real, self.q, self.now = len(rows), self.real[rows], self.q[rows], self.now[rows]
+        self.digests = None
+
+    def take(self, asked: Asked) -> Tensor:
+        """Put the new tokens in; where each of them stands, -1 for padding."""
+        batch, _, new, _ = asked.q.shape
+        now = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
+        if asked.real is not None:
+            now = now.masked_fill(~asked.real[:, -new:].bool(), -1)
+        self.store.append(asked.k, asked.v, now)
+        self.rows, self.seen, self.since = batch, self.seen + new, self.since + new
+        real = (now >= 0).sum(-1)
+        self.real = real if self.real is None else self.real + real
+        self._ask(asked.q, now)
+        return now
+
+    def _ask(self, q: Tensor, now: Tensor) -> None:
+        """Keep as many of the latest queries as the evictor looks at, and what it counts."""
+        wanted = self.ways.forget.evictor.window if self.ways.forget else 1
+        if self.q is not None:
+            q, now = torch.cat([self.q, q], 2), torch.cat([self.now, now], 1)
+        some = max(wanted, 1) if wanted else max(self.since, 1)
+        self.q, self.now = q[:, :, -some:], now[:, -some:]
+
+
+@dataclass(eq=False)
+class Attending:
+    """The engine of a model's attention modules: `every` is how many tokens may come, while decoding, before some are
+    forgotten again."""
+
+    ways: dict[nn.Module, Ways]
+    every: int = 64
+    made: list[Remembered] = field(default_factory=list)
+
+    def memory(self, module: nn.Module, index: int) -> Remembered:
+        ways = self.ways[module]
+        self.made = [m for m in self.made if m.ways is not ways] + [Remembered(self, ways, Store(ways.page))]
+        return self.made[-1]
+
+    def attend(self, module: nn.Module, asked: Asked, memory: Remembered | None) -> Tensor:
+        ways, new = self.ways[module], asked.q.shape[2]
+        if memory is None:
+            return self._apart(ways, asked)
+        first = memory.seen == 0
+        now = memory.take(asked)
+        if first:
+            at = now[:, None].expand(-1, asked.k.shape[1], -1)
+            out = self._many(ways, asked, asked.k, asked.v, at, now)
+        elif new <= FEW and asked.mask is None and asked.causal:
+            out = self._few(memory, asked, now)
+        else:
+            k, v, at = memory.store.read()
+            out = self._many(ways, asked, k.to(asked.q.dtype), v.to(asked.q.dtype), at, now)
+        if ways.forget is not None:
+            self._forget(memory, asked, now, new)
+        return out
+
+    def _apart(self, ways: Ways, asked: Asked) -> Tensor:
+        """A run without a cache."""
+        batch, _, new, _ = asked.q.shape
+        keys = asked.k.shape[2]
+        at = torch.arange(keys, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
+        if asked.real is not None:
+            at = at.masked_fill(~asked.real.bool(), -1)
+        now = at[:, keys - new :] if keys >= new else at.new_full((batch, new), keys)
+        return self._many(ways, asked, asked.k, asked.v, at[:, None].expand(-1, asked.k.shape[1], -1), now)
+
+    def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
+        a, s = asked, ways.prefill
+        in_order = bool(
+            ((at >= 0).sum(-1) == (at >= 0).sum(-1).amax(1, keepdim=True)).all()
+        )  # no head has forgotten more
+        if s is not None and a.mask is None and a.causal and in_order:
+            return _sunk(sparse(s.method, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a)
+        plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
+        if plain and a.q.shape[2] == k.shape[2] and bool((now >= 0).all()):
+            return nn.functional.scaled_dot_product_attention(
+                a.q, k, v, is_causal=a.causal and a.q.shape[2] > 1, scale=a.scale, enable_gqa=a.q.shape[1] > k.shape[1]
+            )
+        return _sunk(dense(a.q, k, v, at, now, a.scale, a.window, a.cap, a.mask, a.causal), a)
+
+    def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
+        a, store, table = asked, memory.store, memory.store.table
+        k, v, at = store.k, store.v, store.at
+        if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and self._saves(s, store):
+            keep = self._keep(memory, s, a.q)
+            if (size := s.method.block) % store.page:  # blocks of a few slots each, within a page
+                parts = store.page // size
+                k, v, at = (t.view(-1, size, *t.shape[2:]) for t in (k, v, at))
+                inner = table[..., None] * parts + torch.arange(parts, dtype=torch.int32, device=table.device)
+                table = torch.where(table[..., None] < 0, -1, inner).flatten(2)
+            table = named(keep, table, max(1, size // store.page))
+        return _sunk(attend_pages(a.q, k, v, at, table, now, a.scale, a.window, a.cap), a)
+
+    @staticmethod
+    def _saves(s: Step, store: Store) -> bool:
+        blocks = -(-store.longest // s.method.block)
+        keeps = s.budget.of(blocks) if not isinstance(s.budget.keep, int) else max(1, s.budget.keep // s.method.block)
+        return keeps < blocks
+
+    @staticmethod
+    def _keep(memory: Remembered, s: Step, q: Tensor) -> Tensor:
+        store, pattern = memory.store, s.method
+        if not isinstance(pattern, ByScore):
+            return pick(pattern, s.budget, q, store.read()[0].to(q.dtype), store.length)
+        if memory.digests is None or memory.digests.pattern is not pattern:
+            memory.digests = Digests(pattern)
+        size = pattern.block
+
+        def block_of(index: Tensor) -> Tensor:
+            slot = index[..., None] * size + torch.arange(size)
+            page = store.table.cpu().gather(-1, slot // store.page).long()
+            return store.k.flatten(0, 1)[(page * store.page + slot % store.page).to(store.k.device)].to(q.dtype)
+
+        digest = memory.digests.grow(store.length, lambda: store.read()[0].to(q.dtype), block_of)
+        return pick_by_score(pattern, s.budget, q, digest, store.length)
+
+    def _forget(self, memory: Remembered, asked: Asked, now: Tensor, new: int) -> None:
+        forget, store = memory.ways.forget, memory.store
+        if forget.counts_received:
+            k, _, at = store.read()
+            told = (
+                store.read("received")[3] if "received" in store.beside else torch.zeros_like(at, dtype=torch.float32)
+            )
+            may = allowed_slots(at, now, asked.window, asked.mask, asked.causal)
+            store.put("received", told + received(asked.q, k, may, asked.scale, asked.cap))
+        if new == 1 and memory.since < self.every:
+            return
+        forget(store, memory.q, memory.now, memory.real, asked.scale, memory.ways.rope)
+        memory.since, memory.digests = 0, None
+
+    def changes(self) -> list[Change]:
+        """A line for each module that has remembered something: the share of its tokens, and the bytes, that it keeps."""
+        out = []
+        for m in self.made:
+            if not (m.store.k is not None and m.real is not None and m.seen):
+                continue
+            heads, each = m.store.length.shape[1], m.store.k.shape[-1] + m.store.v.shape[-1]
+            whole = int(m.real.sum()) * heads
+            step = f"cache/{m.ways.forget.evictor.name.partition('/')[2]}" if m.ways.forget else "attention"
+            amount = str(m.ways.forget.budget) if m.ways.forget else "100%"
+            before = whole * each * m.store.k.element_size()
+            out.append(
+                Change(m.ways.name, step, amount, int(m.store.length.sum()) / whole, before, m.store.bytes, "pages")
+            )
+        return out
+
+
+def _sunk(answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
+    """With a sink, part of the softmax goes nowhere: exp(lse) / (exp(lse) + exp(sink)) is left."""
+    out, lse = answer
+    if asked.sinks is None:
+        return out
+    return out * (lse - asked.sinks[None, :, None].float()).sigmoid()[..., None].to(out.dtype)
+
+
+def attending(model: nn.Module, steps: Recipe, every: int = 64) -> Attending:
+    """The engine for these steps; all that can be refused is refused here."""
+    found = attentions(model)
+    if every < 1:
+        raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
+    types, mine = kinds(model), {name: {} for name, _ in found}
+    for s in steps:
+        where, phases = _places(s)
+        chosen = [name for name, _ in found if _matches(name, where)]
+        if not chosen:
+            raise ValueError(
+                f"no attention module matches {s.where!r}; there are: {', '.join(n for n, _ in found[:3])}, ..."
+            )
+        for i, name in enumerate(chosen):
+            if s.axis == "cache":
+                mine[name]["forget"] = Forgetting(s.method, s.budget, i, len(chosen), s.allocator, s.correctors)
+                mine[name]["forget"].check()
+            else:
+                _check_pattern(s)
+                mine[name] |= dict.fromkeys(phases, s)
+    ways = {}
+    for name, module in found:
+        layer = getattr(module, "layer_idx", None)
+        turns = rotary(model, types[layer] if layer is not None and layer < len(types) else "")
+        ways[module] = Ways(name, rope=None if turns is None else Rope(turns), **mine[name])
+    return Attending(ways, every)
+
+
+@contextlib.contextmanager
+def attending_to(model: nn.Module, steps: Recipe, every: int = 64) -> Iterator[Attending]:
+    """Do the steps while this is open."""
+    engine = attending(model, steps, every)
+    with attended(model, engine):
+        yield engine
+
+
+def _places(s: Step) -> tuple[list[str], list[str]]:
+    words = [w.strip() for w in s.where.split(",")]
+    phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
+    return [w for w in words if w not in PHASES] or ["*"], phases
+
+
+def _matches(name: str, words: list[str]) -> bool:
+    yes = [w for w in words if not w.startswith("!")] or ["*"]
+    no = [w.lstrip("! ") for w in words if w.startswith("!")]
+    return any(fnmatchcase(name, w) for w in yes) and not any(fnmatchcase(name, w) for w in no)
+
+
+def _check_pattern(s: Step) -> None:
+    if not isinstance(s.method, Pattern):
+        raise ValueError(
+            f"{s.method.name} is of kind {kind(type(s.method)).lower()}: write a pattern, such as attention/quest"
+        )
+    if s.budget.group or s.budget.unit != (1, 1) or s.budget.scope != "row":
+        raise ValueError(f"a query reads a share or a number of keys, not '{s.budget}'; write '10%' or '2048'")
+    if s.allocator or s.correctors:
+        raise ValueError(
+            f"{s.method.name}: nothing divides or corrects what is read yet; write '{s.method.name} {s.budget}'"
+        )
+    size = s.method.block
+    if not (size % PAGE == 0 or PAGE % size == 0):
+        raise ValueError(
+            f"{s.method.name}: blocks of {size} keys do not divide into pages; write block=16, 32, 64 or 128, or 1 to 8"
+        )
