@@ -66,7 +66,7 @@ def dots(typing, q, k, rows, slot, s, row, column, other, ahead, heads):
         def body(i, lanes=LANES):
             if asks and lanes > 1:
                 for f in from_o:
-                    fetch(builder, others, builder.add(f, i))
+                    fetch(builder, others, builder.add(f, i), 2)
             stored = [load(builder, ks, builder.add(f, i), ks.type.pointee, lanes) for f in from_k]
             keys = [widened(builder, v, lanes, kind) for v in stored]
             for f in from_q:
@@ -119,7 +119,7 @@ def weigh(typing, s, v, rows, slot, count, out, row, column, other, ahead, heads
             values = []
             for u in range(many):
                 if lanes > 1:
-                    fetch(builder, others, _plus(builder, next_, u * lanes))
+                    fetch(builder, others, _plus(builder, next_, u * lanes), 2)
                 stored = load(builder, vs, _plus(builder, at, u * lanes), vs.type.pointee, lanes)
                 values.append(widened(builder, stored, lanes, kind))
             for f in from_s:
