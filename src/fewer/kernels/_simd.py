@@ -129,12 +129,12 @@ def whole(builder, begin, end, step: int):
     return builder.sub(end, builder.srem(builder.sub(end, begin), ir.Constant(I64, step)))
 
 
-def fetch(builder, pointer, index):
-    """Ask for the cache line of `pointer[index]`, which will be read once."""
+def fetch(builder, pointer, index, near: int = 0):
+    """Ask for the cache line of `pointer[index]`: 0 to be read at once and once, 2 to wait in the second cache."""
     at = builder.bitcast(builder.gep(pointer, [index]), ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
     call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(call, [at, *(ir.Constant(I32, k) for k in (0, 0, 1))])
+    builder.call(call, [at, *(ir.Constant(I32, k) for k in (0, near, 1))])
 
 
 def stride(context, builder, signature, args, position: int):
