@@ -1,6 +1,7 @@
 """attend_blocks with Triton: forward, and a backward whose sums nobody shares."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import triton
 from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fewer.layout import Blocks
 
@@ -19,19 +21,21 @@ FOREVER = 2**31 - 1  # no window
 
 @dataclass(frozen=True)
 class Cut:
-    """How the work is cut: rows and keys of a tile, warps, and loads that are under way at a time."""
+    """How the work is cut: rows and keys of a tile, warps, loads under way at a time, who copies, one loop or two."""
 
     rows: int
     cols: int
     warps: int
     stages: int
+    tma: bool = True
+    once: bool = True
 
 
 def cut_of(dim: int, size: int, backward: bool) -> tuple[Cut, Cut]:
     """For what goes along rows and, on the way back, for what goes along columns (measured on an H100)."""
     if size > 2 or dim > 128:
         return (Cut(64, 32, 4, 2),) * 2
-    return (Cut(128, 64, 8, 2) if backward else Cut(128, 64, 8, 3), Cut(64, 128, 8, 2))
+    return (Cut(64, 64, 4, 2) if backward else Cut(128, 64, 4, 2), Cut(64, 64, 4, 2))
 
 
 def attend_blocks(
@@ -47,8 +51,8 @@ def attend_blocks(
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     if q.dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > WIDEST or any(n % 16 for n in blocks.block):
         return ref.attend_blocks(q, k, v, blocks, at, now, scale, window, cap)
-    if scale < 0:
-        q, scale = -q, -scale
+    if scale <= 0:
+        q, scale = (-q, -scale) if scale else (q * 0, 1.0)
     args = blocks, at.contiguous(), now.contiguous(), scale, window, cap
     out, lse = _Attend.apply(*(_rows(t) for t in (q, k, v)), *args)
     return out, lse
@@ -83,9 +87,9 @@ def forward(
     cut = cut or cut_of(max(q.shape[-1], v.shape[-1]), q.element_size(), False)[0]
     how = _sizes(q, k, v, blocks, cut)
     grid = (triton.cdiv(queries, how["TALL"] // how["PACK"]), batch * heads // how["SHARE"])
-    lists = [t.contiguous() for t in (*_lists(blocks),)]
+    lists = [t.contiguous() for t in _lists(blocks)]
     _forward.forward[grid](
-        q, k, v, at, now, *lists, out, lse, *_numbers(q, k, v, blocks, scale, window, cap),
+        q, *_described(how, "COLS", k, v), at, now, *lists, out, lse, *_numbers(q, k, v, blocks, scale, window, cap),
         CAP=cap > 0, num_warps=cut.warps, num_stages=cut.stages, **how,
     )  # fmt: skip
     return out, lse
@@ -110,13 +114,14 @@ def backward(
     grid = (triton.cdiv(queries, how["TALL"] // how["PACK"]), batch * heads // how["SHARE"])
     lists = [t.contiguous() for t in _lists(blocks)]
     _backward.for_queries[grid](
-        q, k, v, at, now, *lists, given, lse, delta, dq, *numbers,
+        q, *_described(how, "COLS", k, v), at, now, *lists, given, lse, delta, dq, *numbers,
         CAP=cap > 0, num_warps=by_row.warps, num_stages=by_row.stages, **how,
     )  # fmt: skip
     how = _sizes(q, k, v, blocks, by_column)
-    grid = (triton.cdiv(k.shape[2], how["COLS"]), batch * k.shape[1])
+    how["TMA"] = how["TMA"] and q.is_contiguous() and how["PACK"] == 1 and queries % how["HIGH"] == 0
+    grid, (mine, wanted) = (triton.cdiv(k.shape[2], how["COLS"]), batch * k.shape[1]), _described(how, "TALL", q, given)
     _backward.for_keys[grid](
-        q, k, v, at, now, *by_columns(blocks), given, lse, delta, dk, dv, *numbers,
+        mine, k, v, at, now, *by_columns(blocks), wanted, lse, delta, dk, dv, *numbers,
         CAP=cap > 0, num_warps=by_column.warps, num_stages=by_column.stages, **how,
     )  # fmt: skip
     return dq, dk, dv
@@ -155,11 +160,25 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, cut: Cut) -> dict[st
     share = max(n for n in range(1, group + 1) if group % n == 0 and triton.next_power_of_2(n) <= room)
     pack, (dim, out) = triton.next_power_of_2(share), (q.shape[-1], v.shape[-1])
     d, e = (max(16, triton.next_power_of_2(n)) for n in (dim, out))
+    inside, dense = k.shape[2] % broad == 0 and (d, e) == (dim, out), k.is_contiguous() and v.is_contiguous()
     return {
         "HIGH": high, "BROAD": broad, "SHARE": share, "PACK": pack, "TALL": rows * pack, "COLS": cols, "D": d, "E": e,
-        "INSIDE": k.shape[2] % broad == 0 and (d, e) == (dim, out),
+        "INSIDE": inside, "TMA": cut.tma and inside and dense and _copies(q.device), "ONCE": cut.once,
         "EXACT": "ieee" if q.dtype == torch.float32 else "tf32",
     }  # fmt: skip
+
+
+def _described(how: dict[str, Any], high: str, *xs: Tensor) -> list[Any]:
+    """For the unit that copies tiles, if it does: a matrix of all rows, and the tile."""
+    if not how["TMA"]:
+        return list(xs)
+    return [TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [how[high], x.shape[-1]]) for x in xs]
+
+
+@lru_cache
+def _copies(device: torch.device) -> bool:
+    """Whether there is such a unit: from Hopper on, and in the interpreter."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def _numbers(
