@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.kernels import _device as device
 from fewer.kernels import load
+from fewer.kernels.attend_pages.gpu import Cut
 
 TINY = not device.CUDA
 DEVICE, DTYPE = ("cpu", torch.float16) if TINY else ("cuda", torch.bfloat16)
@@ -34,8 +35,8 @@ class Cache:
         return tuple(t.view(*self.table.shape[:2], -1, DIM) for t in (self.k, self.v))  # type: ignore[return-value]
 
 
-def attend(c: Cache, table: torch.Tensor) -> torch.Tensor:
-    return load("attend_pages", "gpu")(c.q, c.k, c.v, c.at, table, c.now, SCALE)[0]
+def attend(c: Cache, table: torch.Tensor, cut: Cut | None = None) -> torch.Tensor:
+    return load("attend_pages", "gpu")(c.q, c.k, c.v, c.at, table, c.now, SCALE, cut=cut)[0]
 
 
 def bounds(c: Cache) -> torch.Tensor:
@@ -111,3 +112,20 @@ def decode(run: Any, length: int, batch: int, page: int) -> None:
         size |= {name: everything for name in calls if name.startswith("dense")}
     what = dict(op="decode", length=length, batch=batch, page=page, other_pages=off[0], relative_error=off[1:])
     run.time(what, calls, size, 21, True)
+
+
+# slots, warps, stages, programs a processor, warps of a merge
+CUTS = [
+    (64,), (64, 4, 3, 4, 2), (64, 4, 3, 4, 8), (64, 4, 2), (64, 4, 1), (64, 8), (64, 2), (32, 4, 3, 4), (32, 4, 3, 8), (32, 2, 3, 8),
+    (128, 8, 2), (128, 4, 2), (64, 4, 3, 1), (64, 4, 3, 2), (64, 4, 4, 2), (32, 2, 4, 4), (32, 1, 3, 8),
+]  # fmt: skip
+
+
+def tune(run: Any, length: int) -> None:
+    """Other cuts, for one token's selected pages, for eight tokens', and for everything."""
+    for batch, everything in ((1, False), (8, False), (1, True)):
+        caches = [Cache(length, batch, 32, seed) for seed in range(1 if TINY else 3 if batch > 1 or everything else 12)]
+        tables = [c.table if everything else load("best_pages", "gpu")(bounds(c), c.table, c.best) for c in caches]
+        calls = {f"{c}": [partial(attend, a, t, Cut(*c)) for a, t in zip(caches, tables, strict=True)] for c in CUTS}
+        size = 2 * batch * KV_HEADS * (length if everything else BUDGET) * DIM * 2
+        run.time(dict(op="tune pages", batch=batch, all=everything), calls, dict.fromkeys(calls, size), 9, True)

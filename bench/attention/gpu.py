@@ -156,24 +156,30 @@ def train(run: Run, length: int, density: float) -> None:
     run.time(what, {name: [partial(both, f)] for name, f in calls.items()}, {}, 7, False)
 
 
-CUTS = [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 4, 3), (128, 64, 4, 2), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2)]  # fmt: skip
-ROWS = [(128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)]
-COLUMNS = [(64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 3), (64, 64, 4, 2), (128, 64, 8, 2), (128, 128, 8, 2)]
+# rows, keys, warps, stages, copying unit, one loop
+CUTS = [
+    (128, 64, 4, 2, False, False), (128, 64, 4, 2, False, True), (128, 64, 4, 2, True, False), (128, 64, 4, 2, True, True),
+    (128, 64, 4, 3, True, False), (128, 64, 4, 3, True, True), (128, 128, 8, 2, True, False), (128, 128, 8, 2, True, True),
+    (128, 64, 8, 2, True, True), (128, 64, 8, 3, True, False), (64, 64, 4, 2, True, True), (128, 32, 4, 4, True, True),
+]  # fmt: skip
+ROWS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3)]
+COLUMNS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (64, 128, 8, 2), (128, 128, 8, 2), (32, 64, 4, 3)]
 
 
 def tune(run: Run, length: int, density: float) -> None:
-    """Other cuts, forward and backward."""
+    """Other cuts, forward and backward, beside FlexAttention."""
     q, k, v, at, now = inputs(length)
     blocks, cut = chosen(length, density), blocks_gpu.Cut
     rest = blocks, at, now, DIM**-0.5, 0, 0.0
-    for name, ours in (("forward", blocks_gpu.forward),):
-        calls = {f"{c}": [partial(ours, q, k, v, *rest, cut(*c))] for c in CUTS}
-        run.time(dict(op=f"tune {name}", density=density), calls, {}, 7, False)
+    calls = {f"{c}": [partial(blocks_gpu.forward, q, k, v, *rest, cut(*c))] for c in CUTS}
+    calls["flex"] = [partial(peers(blocks)["flex"], q, k, v)]
+    run.time(dict(op="tune forward", density=density), calls, {}, 9, False)
     out, lse = blocks_gpu.forward(q, k, v, *rest)
     back = partial(blocks_gpu.backward, q, k, v, out, lse, normal(*out.shape, seed=9), torch.zeros_like(lse), *rest)
     calls = {f"{c} rows": [partial(back, (cut(*c), cut(*COLUMNS[0])))] for c in ROWS}
     calls |= {f"{c} columns": [partial(back, (cut(*ROWS[0]), cut(*c)))] for c in COLUMNS}
-    run.time(dict(op="tune backward", density=density), calls, {}, 5, False)
+    calls["by columns"] = [partial(blocks_gpu.by_columns, blocks)]
+    run.time(dict(op="tune backward", density=density), calls, {}, 7, False)
 
 
 def main() -> None:
@@ -187,8 +193,9 @@ def main() -> None:
     run = Run(args.limit, args.parts)
     with torch.no_grad():
         if args.tune:
-            run.part("tune .1", tune, short, 0.1)
-            run.part("tune .25", tune, short, 0.25)
+            run.part("tune pages", _decode.tune, short)
+            run.part("tune blocks .1", tune, short, 0.1)
+            run.part("tune blocks .25", tune, short, 0.25)
         for length, batch, page in [(n, 1, p) for n in (short, long) for p in (16, 32, 64)] + [(short, 8, 32)]:
             run.part(f"decode {length} {batch} {page}", _decode.decode, length, batch, page)
         for length in (short, long):

@@ -4,6 +4,7 @@ A group's heads and queries are the rows of one product, so a key is read once. 
 shapes, so a CUDA graph can hold them.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
+
+from fewer.kernels._chain import in_a_row, wait
 
 from . import ref
 
@@ -26,9 +29,10 @@ def _part(
     q, k, v, at, table, now, out, lse,
     k_page, k_slot, v_page, v_slot, kv_heads, group, queries, reads, dim, out_dim, tiles, scale, window, cap,
     PAGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of slots, for some rows of one key-value head: their softmax, and its denominator's logarithm (base 2)."""
+    wait(CHAIN)
     split, unit, count = tl.program_id(0), tl.program_id(1).to(tl.int64), group * queries
     row, lane, wide = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, E)
     real = row < count
@@ -75,8 +79,9 @@ def _part(
 
 
 @triton.jit
-def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr):
+def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr, CHAIN: tl.constexpr):
     """One query of one head: its parts, each by the weight that its logarithm gives."""
+    wait(CHAIN)
     row, wide, each = tl.program_id(0).to(tl.int64), tl.arange(0, E), tl.arange(0, SPLITS)
     level = tl.load(levels + row * splits + each, mask=each < splits, other=float("-inf"))
     high = tl.max(level, 0)
@@ -96,9 +101,20 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def splits_of(tiles: int, units: int, processors: int) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Cut:
+    """How the work is cut: slots of a tile, warps, loads under way at a time, programs a processor, warps of a merge."""
+
+    cols: int
+    warps: int = 4
+    stages: int = 3
+    programs: int = 4
+    merge: int = 4
+
+
+def splits_of(tiles: int, units: int, programs: int) -> tuple[int, int]:
     """Into how many parts the tiles are cut, and tiles of a part: enough programs to fill the GPU, 128 parts at most."""
-    each = triton.cdiv(tiles, min(128, max(1, triton.cdiv(4 * processors, units))))
+    each = triton.cdiv(tiles, min(128, max(1, triton.cdiv(programs, units))))
     return triton.cdiv(tiles, each), each
 
 
@@ -112,6 +128,7 @@ def attend_pages(
     scale: float,
     window: int = 0,
     cap: float = 0.0,
+    cut: Cut | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     (batch, heads, queries, dim), (kv_heads, reads), (page, out_dim) = q.shape, table.shape[1:], v.shape[1:]
     if q.dtype == torch.float64 or max(dim, out_dim) > WIDEST:
@@ -123,9 +140,10 @@ def attend_pages(
     k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, v))
     count, wide = heads // kv_heads * queries, not q.dtype == k.dtype == v.dtype or q.element_size() > 2
     rows, (d, e) = max(16, triton.next_power_of_2(count)), (max(16, triton.next_power_of_2(n)) for n in (dim, out_dim))
-    rows, cols = min(TALLEST, rows), 64 if max(d, e) <= 128 and not wide else 32
+    cut = cut or (Cut(64) if max(d, e) <= 128 and not wide else Cut(32))
+    rows, cols, programs = min(TALLEST, rows), cut.cols, cut.programs * processors(q.device)
     high = triton.cdiv(count, rows)
-    splits, tiles = splits_of(triton.cdiv(reads * page, cols), batch * kv_heads * high, processors(q.device))
+    splits, tiles = splits_of(triton.cdiv(reads * page, cols), batch * kv_heads * high, programs)
     parts = [out, lse]
     if splits > 1:
         parts = [torch.empty(*t.shape[:3], splits, *t.shape[3:], dtype=torch.float32, device=q.device) for t in parts]
@@ -133,10 +151,18 @@ def attend_pages(
         q.contiguous(), k, v, at.contiguous(), table.contiguous(), now.contiguous(), *parts,
         *k.stride()[:2], *v.stride()[:2], kv_heads, heads // kv_heads, queries, reads, dim, out_dim, tiles,
         scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cols, D=d, E=e,
-        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, num_warps=4, num_stages=3,
+        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, num_warps=cut.warps, num_stages=cut.stages, **in_a_row(q.device),
     )  # fmt: skip
     if splits > 1:
         _merge[(lse.numel(),)](
-            *parts, out, lse, splits, out_dim, SPLITS=triton.next_power_of_2(splits), E=e, num_warps=4
+            *parts,
+            out,
+            lse,
+            splits,
+            out_dim,
+            SPLITS=triton.next_power_of_2(splits),
+            E=e,
+            num_warps=cut.merge,
+            **in_a_row(q.device),
         )
     return out, lse

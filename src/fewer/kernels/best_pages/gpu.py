@@ -6,6 +6,8 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fewer.kernels._chain import in_a_row, wait
+
 from . import ref
 
 HELD = 32768  # scores that a program looks at together
@@ -13,7 +15,11 @@ LONGEST = 16384  # pages of a head; their counts fit in 20 bits
 
 
 @triton.jit
-def _best(score, table, out, n, group, k, N: tl.constexpr, HEADS: tl.constexpr, TIMES: tl.constexpr, K: tl.constexpr):
+def _best(
+    score, table, out, n, group, k,
+    N: tl.constexpr, HEADS: tl.constexpr, TIMES: tl.constexpr, K: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    wait(CHAIN)
     unit, col, each = tl.program_id(0).to(tl.int64), tl.arange(0, N), tl.arange(0, HEADS)
     page = tl.load(table + unit * n + col, mask=col < n, other=-1)
     mean, able = tl.zeros([N], tl.float32), tl.zeros([N], tl.int32)
@@ -23,13 +29,19 @@ def _best(score, table, out, n, group, k, N: tl.constexpr, HEADS: tl.constexpr, 
         here = tl.load(score + (unit * group + head)[:, None] * n + col[None, :], mask=inside, other=float("-inf"))
         here = here.to(tl.float32)
         most = tl.max(here, 1)
-        p = tl.exp(here - tl.where(most == float("-inf"), 0.0, most)[:, None])
-        total = tl.sum(p, 1)
-        mean += tl.sum(p / tl.where(total == 0, 1.0, total)[:, None], 0)
-        able = tl.maximum(able, tl.max((here > float("-inf")).to(tl.int32), 0))
-    key = tl.where(
-        able > 0, (mean / group).to(tl.int32, bitcast=True), -1
-    )  # a mean is at least 0: its bits rise with it
+        most = tl.where(most == float("-inf"), 0.0, most)
+        total = tl.sum(tl.exp(here - most[:, None]), 1)
+        total = tl.where(total == 0, 1.0, total)
+        for i in tl.static_range(HEADS):  # again, a head at a time: a vector that all threads share out among them
+            row = part * HEADS + i
+            size = n * tl.minimum(tl.maximum(group - row, 0), 1)  # of a head that is not there: none
+            again = tl.load(score + (unit * group + row) * n + col, mask=col < size, other=float("-inf"))
+            again = again.to(tl.float32)
+            p = tl.exp(again - tl.sum(tl.where(each == i, most, 0.0), 0))
+            mean += p / tl.sum(tl.where(each == i, total, 0.0), 0)
+            able = tl.maximum(able, (again > float("-inf")).to(tl.int32))
+    bits = (mean / group).to(tl.int32, bitcast=True)  # a mean is at least 0: its bits rise with it
+    key = tl.where(able > 0, bits, -1)
     want = tl.minimum(k, tl.sum(able, 0))
     last = want * 0
     for i in range(15):  # of 30 bits, as a mean is at most 1
@@ -63,6 +75,6 @@ def best_pages(
         _best[(batch * kv_heads,)](
             score.contiguous(), table.contiguous(), out, n, group, k,
             N=wide, HEADS=heads, TIMES=triton.cdiv(group, heads), K=triton.next_power_of_2(k),
-            num_warps=min(16, max(4, heads * wide // 1024)),
+            num_warps=min(32, max(2, wide // 256)), **in_a_row(score.device),
         )  # fmt: skip
     return out

@@ -6,6 +6,8 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fewer.kernels._chain import in_a_row, wait
+
 from . import ref
 
 WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
@@ -15,8 +17,10 @@ WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
 def _bounds(
     q, low, high, table, out, kv_heads, group, queries, n, dim, scale,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, PAGES: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Some pages of one key-value head: row r of the product is query r % QUERIES of head r // QUERIES."""
+    wait(CHAIN)
     col, unit, lane = tl.program_id(0) * PAGES + tl.arange(0, PAGES), tl.program_id(1).to(tl.int64), tl.arange(0, D)
     row = tl.arange(0, GROUP * QUERIES)
     head, query = row // QUERIES, row % QUERIES
@@ -58,6 +62,6 @@ def page_bounds(
         _bounds[(triton.cdiv(n, pages), batch * kv_heads)](
             q.contiguous(), low.contiguous(), high.contiguous(), table.contiguous(), out,
             kv_heads, heads // kv_heads, queries, n, dim, scale,
-            GROUP=tall, QUERIES=deep, PAGES=pages, D=d, WIDE=wide, num_warps=4,
+            GROUP=tall, QUERIES=deep, PAGES=pages, D=d, WIDE=wide, num_warps=4, **in_a_row(q.device),
         )  # fmt: skip
     return out
