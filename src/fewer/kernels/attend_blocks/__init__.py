@@ -35,4 +35,7 @@ def attend_blocks(
     >>> out.flatten().tolist(), lse.flatten().tolist()
     ([1.0, 2.0], [0.0, 0.0])
     """
-    return load("attend_blocks", backend_of(q, k, v))(q, k, v, blocks, at, now, scale, window, cap)
+    backend = backend_of(*(t.detach() for t in (q, k, v)))
+    if backend != "gpu":  # which knows its gradients
+        backend = backend_of(q, k, v)
+    return load("attend_blocks", backend)(q, k, v, blocks, at, now, scale, window, cap)

@@ -131,8 +131,10 @@ def top_k(score: Float[Tensor, "*rows n"], k: int | Int[Tensor, "*rows"]) -> Boo
         return keep
     whole = score if score.is_contiguous() else _copy(score)
     bits = whole.view(-1, n).view(getattr(torch, f"int{width}"))
-    each = torch.as_tensor(k, device=score.device).expand(score.shape[:-1]).reshape(-1)
-    each = _copy(each.long().clamp(0, n))
+    if isinstance(k, int):  # without a word from the host, so that a CUDA graph can hold it
+        each = torch.full((len(bits),), min(max(k, 0), n), device=score.device)
+    else:
+        each = _copy(k.expand(score.shape[:-1]).reshape(-1).long().clamp(0, n))
     if n > _HELD:
         _long(bits, each, keep, width)
         return keep

@@ -1,0 +1,210 @@
+"""Time attention over blocks and over pages on this GPU beside torch's own, in a few minutes: `python -m bench.attention.gpu`.
+
+Heads 32, key-value heads 8, dim 128, bfloat16. Prefill: random causal blocks of 128 x 128, each head its own, beside cuDNN over everything that is
+causal and compiled FlexAttention over the same blocks. Decode: one token reads 2048 of its keys, the scoring of pages and their
+choice included, as CUDA graphs over copies larger than the cache. `--tiny` does the same on a CPU in Triton's interpreter, to
+see that it runs; `--tune` times other cuts. Results go to the folder that OUT names, else beside this file.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+if "--tiny" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+
+from bench.kernels import _device as device
+from fewer.kernels import load
+from fewer.kernels.attend_blocks import gpu as blocks_gpu
+from fewer.layout import Blocks
+
+from . import _decode
+
+TINY = not device.CUDA
+DEVICE, DTYPE = ("cpu", torch.float16) if TINY else ("cuda", torch.bfloat16)
+HEADS, KV_HEADS, DIM, BLOCK = (4, 2, 16, 16) if TINY else (32, 8, 128, 128)
+
+
+class Run:
+    """What has been found so far; written after each part, so that a later failure loses nothing."""
+
+    def __init__(self, limit: float, parts: str):
+        self.wanted, self.begin, self.limit = re.compile(parts), time.time(), limit
+        self.bandwidth = device.copy_bandwidth()
+        self.found: dict = {"machine": device.machine(self.bandwidth), "results": [], "failed": {}, "skipped": []}
+
+    def part(self, name: str, do: Callable, *args: object) -> None:
+        if not self.wanted.search(name):
+            return
+        if time.time() - self.begin > self.limit:
+            self.found["skipped"].append(name)
+            return
+        try:
+            do(self, *args)
+        except Exception as why:
+            self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:400]}"
+        if device.CUDA:
+            torch.cuda.empty_cache()
+        print(f"[{time.time() - self.begin:4.0f} s] {name}", flush=True)
+        folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ("gpu-tiny.json" if TINY else "gpu.json")).write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def time(self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int, graphs: bool) -> None:
+        """`size` in bytes tells what part of the time the memory needs."""
+        failed: dict[str, str] = {}
+        for name, t in device.interleaved(calls, replays, failed, graphs).items():
+            bound = {"of_bound": size[name] / self.bandwidth / t["seconds"]} if name in size else {}
+            self.found["results"].append(what | {"name": name} | t | bound)
+            label = " ".join(str(v) for v in what.values())
+            spread = f"({t['q25'] * 1e6:.1f}-{t['q75'] * 1e6:.1f})"
+            print(f"{label} {name}: {t['seconds'] * 1e6:.1f} us {spread} {bound.get('of_bound', 0):.0%}", flush=True)
+        self.found["failed"] |= {f"{what} {name}": why for name, why in failed.items()}
+        for name, why in failed.items():
+            print(f"FAILED {name}: {why}"[:300], flush=True)
+
+
+def normal(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE, dtype=DTYPE)
+
+
+def chosen(length: int, density: float) -> Blocks:
+    """Blocks at random below the diagonal, and the diagonal, which is read in part: together `density` of what is causal."""
+    n, make = length // BLOCK, torch.Generator(DEVICE).manual_seed(1)
+    row = torch.arange(n, device=DEVICE)
+    past, here = row[None] < row[:, None], row[None] == row[:, None]
+    share = max(0.0, (density * n * (n + 1) / 2 - n) / (n * (n - 1) / 2))
+    keep = (torch.rand(1, HEADS, n, n, generator=make, device=DEVICE) < share) & past | here
+    return Blocks.pack(torch.where(here, 1, 2).byte().expand_as(keep), keep, (BLOCK, BLOCK))
+
+
+def inputs(length: int) -> tuple:
+    q, k, v = (normal(1, h, length, DIM, seed=s) for s, h in enumerate((HEADS, KV_HEADS, KV_HEADS)))
+    place = torch.arange(length, dtype=torch.int32, device=DEVICE)
+    return q, k, v, place.expand(1, KV_HEADS, -1).contiguous(), place[None]
+
+
+def whole(backend: SDPBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = True) -> torch.Tensor:
+    with sdpa_kernel(SDPBackend.MATH if TINY else backend):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+
+def peers(blocks: Blocks) -> dict[str, Callable]:
+    flex = partial(FLEX, block_mask=blocks.block_mask(lambda b, h, i, j: i >= j), enable_gqa=True)
+    return {"flex": flex, "cudnn causal": partial(whole, SDPBackend.CUDNN_ATTENTION)}
+
+
+FLEX = flex_attention if TINY else torch.compile(flex_attention, dynamic=False)
+
+
+def error(found: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> float:
+    """Of some rows of some heads, against float64: the norm of the difference over the norm."""
+    keep, group, length, worst = blocks.keep()[0], HEADS // KV_HEADS, q.shape[2], 0.0
+    for head in (0, HEADS - 1):
+        for row in torch.linspace(0, length - 1, 9).int().tolist():
+            cols = keep[head, row // BLOCK].repeat_interleave(BLOCK)
+            cols &= torch.arange(length, device=DEVICE) <= row
+            keys, values = (t[0, head // group, cols].double() for t in (k, v))
+            truth = torch.softmax(keys @ q[0, head, row].double() * DIM**-0.5, 0) @ values
+            worst = max(worst, float((found[0, head, row].double() - truth).norm() / truth.norm()))
+    return worst
+
+
+def prefill(run: Run, length: int, density: float, others: bool = True) -> None:
+    q, k, v, at, now = inputs(length)
+    blocks = chosen(length, density)
+    mine = partial(load("attend_blocks", "gpu"), q, k, v, blocks, at, now, DIM**-0.5)
+    off, read = error(mine()[0], q, k, v, blocks), float(blocks.keep().float().mean())
+    calls = {"ours": [mine]}
+    if others:
+        calls |= {name: [partial(f, q, k, v)] for name, f in peers(blocks).items()}
+    what = dict(op="prefill", length=length, density=density)
+    print(
+        f"prefill {length} {density}: of the square {read:.4f}, largest relative error of a row {off:.1e}", flush=True
+    )
+    run.time(what | {"relative_error": off}, calls, {}, 5 if length > 1 << 16 else 11, False)
+
+
+def train(run: Run, length: int, density: float) -> None:
+    """Forward and backward."""
+    q, k, v, at, now = inputs(length)
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    blocks, given = chosen(length, density), normal(1, HEADS, length, DIM, seed=9)
+
+    def both(f: Callable) -> tuple:
+        with torch.enable_grad():
+            return torch.autograd.grad(f(), (q, k, v), given)
+
+    ours = load("attend_blocks", "gpu")
+    calls = {"ours": lambda: ours(q, k, v, blocks, at, now, DIM**-0.5)[0]}
+    calls |= {name: partial(f, q, k, v) for name, f in peers(blocks).items()}
+    mine, theirs = both(calls["ours"]), both(calls["flex"])
+    off = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(mine, theirs, strict=True)]
+    print(f"train {length} {density}: dq, dk, dv away from flex by {', '.join(f'{x:.1e}' for x in off)}", flush=True)
+    what = dict(op="train", length=length, density=density, from_flex=off)
+    run.time(what, {name: [partial(both, f)] for name, f in calls.items()}, {}, 7, False)
+
+
+# rows, keys, warps, stages, copying unit, one loop
+CUTS = [
+    (128, 64, 4, 2, False, False), (128, 64, 4, 2, False, True), (128, 64, 4, 2, True, False), (128, 64, 4, 2, True, True),
+    (128, 64, 4, 3, True, False), (128, 64, 4, 3, True, True), (128, 128, 8, 2, True, False), (128, 128, 8, 2, True, True),
+    (128, 64, 8, 2, True, True), (128, 64, 8, 3, True, False), (64, 64, 4, 2, True, True), (128, 32, 4, 4, True, True),
+]  # fmt: skip
+ROWS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3)]
+COLUMNS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (64, 128, 8, 2), (128, 128, 8, 2), (32, 64, 4, 3)]
+
+
+def tune(run: Run, length: int, density: float) -> None:
+    """Other cuts, forward and backward, beside FlexAttention."""
+    q, k, v, at, now = inputs(length)
+    blocks, cut = chosen(length, density), blocks_gpu.Cut
+    rest = blocks, at, now, DIM**-0.5, 0, 0.0
+    calls = {f"{c}": [partial(blocks_gpu.forward, q, k, v, *rest, cut(*c))] for c in CUTS}
+    calls["flex"] = [partial(peers(blocks)["flex"], q, k, v)]
+    run.time(dict(op="tune forward", density=density), calls, {}, 9, False)
+    out, lse = blocks_gpu.forward(q, k, v, *rest)
+    back = partial(blocks_gpu.backward, q, k, v, out, lse, normal(*out.shape, seed=9), torch.zeros_like(lse), *rest)
+    calls = {f"{c} rows": [partial(back, (cut(*c), cut(*COLUMNS[0])))] for c in ROWS}
+    calls |= {f"{c} columns": [partial(back, (cut(*ROWS[0]), cut(*c)))] for c in COLUMNS}
+    calls["by columns"] = [partial(blocks_gpu.by_columns, blocks)]
+    run.time(dict(op="tune backward", density=density), calls, {}, 7, False)
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__)
+    parse.add_argument("--tiny", action="store_true", help="small shapes in the interpreter: does it run?")
+    parse.add_argument("--tune", action="store_true", help="also other ways to cut the work")
+    parse.add_argument("--limit", type=float, default=300, help="seconds after which no further part is begun")
+    parse.add_argument("--parts", default="", help="only parts whose name this finds, such as 'prefill|decode'")
+    args = parse.parse_args()
+    short, long = (64, 128) if TINY else (1 << 15, 1 << 17)
+    run = Run(args.limit, args.parts)
+    with torch.no_grad():
+        if args.tune:
+            run.part("tune pages", _decode.tune, short)
+            run.part("tune blocks .1", tune, short, 0.1)
+            run.part("tune blocks .25", tune, short, 0.25)
+        for length, batch, page in [(n, 1, p) for n in (short, long) for p in (16, 32, 64)] + [(short, 8, 32)]:
+            run.part(f"decode {length} {batch} {page}", _decode.decode, length, batch, page)
+        for length in (short, long):
+            for density in (0.05, 0.1, 0.25):
+                run.part(f"prefill {length} {density}", prefill, length, density)
+        for density in (0.05, 0.1, 0.25):
+            run.part(f"train {short} {density}", train, short, density)
+    print(json.dumps(run.found["machine"]), json.dumps(run.found["failed"])[:3000], run.found["skipped"])
+
+
+if __name__ == "__main__":
+    main()

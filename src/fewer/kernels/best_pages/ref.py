@@ -1,0 +1,16 @@
+"""What best_pages means: softmax, mean over the group, top k, in order."""
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+
+def best_pages(
+    score: Float[Tensor, "batch heads n"], table: Int32[Tensor, "batch kv_heads n"], k: int
+) -> Int32[Tensor, "batch kv_heads reads"]:
+    grouped = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(1, (table.shape[1], -1))
+    able = (grouped > -torch.inf).any(2)
+    rank = torch.where(able, grouped.softmax(-1).nan_to_num().mean(2), -1.0)
+    first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    order = torch.where(able.gather(-1, first), first, table.shape[-1]).sort(-1).values
+    return torch.nn.functional.pad(table, (0, 1), value=-1).gather(-1, order)

@@ -1,0 +1,127 @@
+"""Attention's Triton kernels where shapes are crooked: gradients against float64, groups that share tiles, pages of one token.
+
+Without a GPU they run in Triton's interpreter, every address watched.
+"""
+
+import importlib
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit is met
+
+from fewer import kernels  # noqa: E402
+from fewer.kernels._dispatch import tensors_of  # noqa: E402
+from fewer.kernels.attend_blocks.cases import cases  # noqa: E402
+from fewer.layout import Blocks  # noqa: E402
+
+DEVICE = "cuda" if GPU else "cpu"
+HALVES = [torch.float32, torch.bfloat16] if GPU else [torch.float32, torch.float16]  # no bf16 in the interpreter
+
+
+def gradients(backend, args, weights, grow=1):
+    """Those of q, k and v of a weighted sum of both results."""
+    leaves = [t.detach().clone().to(torch.promote_types(t.dtype, weights[0].dtype)) for t in args[:3]]
+    leaves = [t.requires_grad_() for t in leaves]
+    out, lse = kernels.load("attend_blocks", backend)(*leaves, *args[3:])
+    lse = torch.where(lse.isfinite(), lse, 0)  # who reads nothing has no slope
+    total = (out * weights[0].to(out.dtype)).sum() + (lse * weights[1].to(lse.dtype)).sum()
+    return out, torch.autograd.grad(total, leaves)
+
+
+def compare(args, dtype):
+    make = torch.Generator().manual_seed(1)
+    q, v = args[0], args[2]
+    weights = [torch.randn(*q.shape[:3], n, generator=make).to(q.device) for n in (v.shape[-1], 1)]
+    weights[1] = weights[1].squeeze(-1)
+    given = [w.to(dtype).double() for w in weights]
+    truth_out, truth = gradients("ref", args, given)
+    weights = [given[0].to(dtype), given[1].float()]
+    if GPU:
+        out, found = gradients("gpu", args, weights)
+    else:
+        from fewer.testing.interpret import watch
+
+        with watch(*tensors_of(args), *weights):
+            out, found = gradients("gpu", args, weights)
+    limit = 2e-5 if dtype == torch.float32 else 2e-2
+    for mine, wanted in zip((out, *found), (truth_out, *truth), strict=True):
+        assert mine.dtype == dtype and mine.shape == wanted.shape
+        assert (mine.double() - wanted).norm() <= limit * wanted.norm() + 1e-12
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("number", range(5))
+def test_gradients_of_both_results_are_those_of_float64(number, dtype):
+    compare(list(cases(dtype, DEVICE))[number], dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("group, lists", [(1, 1), (2, 2), (3, 2), (4, 1), (6, 2), (8, 2), (12, 1), (16, 2), (4, 8)])
+def test_few_queries_to_a_block_share_a_tile_with_their_group(group, lists, dtype):
+    """As selected attention trains: 16 queries and 64 keys to a block; one list for all, for a group, or for each head."""
+    make = torch.Generator().manual_seed(group)
+    kv_heads, queries, keys, dim = 2, 37, 150, 16
+    kinds = torch.randint(1, 3, (1, lists, 3, 3), generator=make).byte()
+    read = Blocks.pack(kinds, torch.rand(1, lists, 3, 3, generator=make) < 0.6, (16, 64), (queries, keys))
+    q, k, v = (
+        torch.randn(1, h, n, dim, generator=make).to(dtype)
+        for h, n in ((kv_heads * group, queries), (kv_heads, keys), (kv_heads, keys))
+    )
+    at = torch.arange(keys).expand(1, kv_heads, -1).clone().int()
+    now = (torch.arange(queries)[None] * 4).int()
+    compare((*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5), dtype)
+
+
+def test_only_the_gpus_kernel_is_trusted_with_a_gradient(monkeypatch):
+    used, args = [], next(iter(cases(torch.float32, "cpu")))
+    here = importlib.import_module("fewer.kernels.attend_blocks")
+    monkeypatch.setattr(here, "load", lambda op, backend: lambda *_: used.append(backend))
+    wanted = args[0].clone().requires_grad_()
+    here.attend_blocks(wanted, *args[1:])
+    monkeypatch.setattr(here, "backend_of", lambda *x: "ref" if any(t.requires_grad for t in x) else "gpu")
+    here.attend_blocks(wanted, *args[1:])
+    assert used == ["ref", "gpu"]
+
+
+@pytest.mark.parametrize("page, reads", [(1, 700), (3, 100), (16, 40), (128, 5)])
+def test_pages_of_any_size_are_split_and_merged(page, reads):
+    """Enough of them that several programs share a head; some are named by -1, and empty slots hold NaN."""
+    make = torch.Generator().manual_seed(page)
+    pool = reads * 2 + 3
+    k, v = (torch.randn(pool, page, n, generator=make) for n in (32, 48))
+    at = torch.randint(-1, 900, (pool, page), generator=make).int()
+    k[at < 0], v[at < 0] = torch.nan, torch.nan
+    table = torch.stack([torch.randperm(pool, generator=make)[:reads] for _ in range(2)])[None].int()
+    table[torch.rand(table.shape, generator=make) < 0.2] = -1
+    q, now = torch.randn(1, 12, 3, 32, generator=make), torch.tensor([[5, 400, 899]], dtype=torch.int32)
+    args = tuple(t.to(DEVICE) for t in (q, k, v, at, table, now))
+    truth = kernels.load("attend_pages", "ref")(
+        *(t.double().nan_to_num() if t.is_floating_point() else t for t in args), 0.2, 600
+    )
+    if GPU:
+        found = kernels.load("attend_pages", "gpu")(*args, 0.2, 600)
+    else:
+        from fewer.testing.interpret import watch
+
+        with watch(*args):
+            found = kernels.load("attend_pages", "gpu")(*args, 0.2, 600)
+    for mine, wanted in zip(found, truth, strict=True):
+        assert torch.allclose(mine.double(), wanted, atol=2e-5)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_pages_are_read_in_a_captured_graph():
+    from fewer.kernels.attend_pages.cases import cases as pages
+
+    attend = kernels.load("attend_pages", "gpu")
+    for args in pages(torch.bfloat16, DEVICE):
+        plain = attend(*args)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            caught = attend(*args)
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(plain, caught, strict=True))
