@@ -1,0 +1,1 @@
+"""What sparse attention keeps, costs and saves."""
