@@ -24,7 +24,7 @@ from fewer.core import budget, find, methods
 OUT = pathlib.Path(__file__).parent / "results" / "kept_mass.json"
 BUDGETS = {"1/4": "25%", "1/8": "12.5%", "1/16": "6.25%"}
 LAYERS = (2, 5, 8)
-CONTROLS = ("attention/random", "oracle")
+APART = ("random", "edges", "labels", "reuse", "seer")  # the control; those that say nothing unless they are told something
 
 
 def queries_and_keys(model, ids):
@@ -78,7 +78,7 @@ def candidates(phase: str) -> dict[str, Pattern]:
     found = {}
     for name in methods("attention"):
         m = find(name)()
-        if name in CONTROLS or phase not in m.phases or (phase == "prefill" and m.rows == 1):
+        if name.partition("/")[2] in APART or phase not in m.phases or (phase == "prefill" and m.rows == 1):
             continue
         if name == "attention/lserve":
             m = replace(m, part=4)

@@ -1,12 +1,11 @@
 """By head: some heads read by one pattern, some by another."""
 
-from dataclasses import replace
-
 import torch
 
 from fewer.attention import Keep, Key, Pattern, Query
 from fewer.core import Budget, Paper, method
-from fewer.core.spell import method_of
+
+from ._named import named
 
 TITLE = "MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic Sparse Attention"
 
@@ -34,7 +33,7 @@ class ByHead(Pattern):
     block: int = 64
 
     def attend(self, q: Query, k: Key, budget: Budget) -> Keep:
-        found = [replace(method_of(text, "attention"), rows=self.rows, block=self.block) for text in self._said()]
+        found = [named(text, self.rows, self.block) for text in self._said()]
         group = q.shape[1] // k.shape[1]
         keep = []
         for h in range(k.shape[1]):

@@ -1,10 +1,9 @@
 """Reuse: choose in some layers and steps, and read the same again in between."""
 
-from dataclasses import replace
-
 from fewer.attention import ByScore, Digest, Key, Query, Score
 from fewer.core import Paper, method
-from fewer.core.spell import method_of
+
+from ._named import named
 
 TITLE = "TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention"
 
@@ -42,7 +41,7 @@ class Reuse(ByScore):
         return self._pattern().score(q, digest)
 
     def _pattern(self) -> ByScore:
-        m = method_of(self.pattern, "attention")
+        m = named(self.pattern, self.rows, self.block)
         if not isinstance(m, ByScore):
             raise ValueError(f"{self.pattern!r} remembers nothing of keys; reuse takes one that does, as 'quest' does")
-        return replace(m, rows=self.rows, block=self.block)
+        return m

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fewer.attention import ByPlace, Score
 from fewer.core import Paper, method
-from fewer.core.spell import method_of
+
+from ._named import named
 
 
 @method(Paper("2007.14062", "Big Bird: Transformers for Longer Sequences", 2020, ledger=231))
@@ -38,12 +39,10 @@ class Union(ByPlace):
 
     def _parts(self) -> list[ByPlace]:
         """ValueError: a part that is no pattern by place."""
-        from dataclasses import replace
-
         found = []
         for text in self.parts.split(" + "):
-            m = method_of(text, "attention")
+            m = named(text, self.rows, self.block)
             if not isinstance(m, ByPlace):
                 raise ValueError(f"{text!r} looks at what is there: a union is of patterns by place, as 'streaming' is")
-            found.append(replace(m, rows=self.rows, block=self.block))
+            found.append(m)
         return found
