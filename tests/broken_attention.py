@@ -1,9 +1,12 @@
 """Broken patterns and evictors: each must be caught by the check that is named."""
 
+from fractions import Fraction
+
 import torch
 from broken import broken
 
 from fewer import attention, cache
+from fewer.core import Budget
 from fewer.kernels import top_k
 
 
@@ -22,6 +25,19 @@ class CountsFromTheFront(attention.ByPlace):
 
     def score_places(self, now, blocks, heads):
         return (torch.arange(blocks) - torch.arange(len(now))[:, None]).abs().float()[None, None]
+
+
+@broken("attention", "check_never_above_the_budget")
+class TakesMassForLeave(attention.Pattern):
+    """Read on beyond the budget until the share of the mass is reached."""
+
+    p: float = 0.9
+
+    def attend(self, q, k, budget):
+        score = attention.in_blocks(q @ k.repeat_interleave(2, 1).mT, self.rows, -torch.inf).amax(3)
+        score = attention.in_blocks(score.mT, self.block, -torch.inf).amax(3).mT
+        enough = Budget(Fraction(1)) if self.p < 1 else budget
+        return attention.reads(score, q, k.shape[1:3], enough, self)
 
 
 @broken("attention", "check_a_digest_is_made_block_by_block")

@@ -8,7 +8,6 @@ from typing import Any
 from .method import Method, find
 
 _CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>.*)\))?")
-_COMMA = re.compile(r",(?![^(]*\))")  # not within the brackets of a tuple
 
 
 def spell(m: Method, axis: str = "") -> str:
@@ -30,13 +29,29 @@ def method_of(text: str, axis: str = "") -> Method:
     cls = find(name)
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for field in filter(None, (part.strip() for part in _COMMA.split(call["fields"] or ""))):
+    for field in filter(None, (part.strip() for part in _fields(call["fields"] or ""))):
         key, equals, value = (part.strip() for part in field.partition("="))
         if not equals or key not in defaults:
             known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
             raise ValueError(f"{name} has no field {key!r}; its fields are: {known}")
         given[key] = _literal(name, key, value, defaults[key])
     return cls(**given)
+
+
+def _fields(text: str) -> list[str]:
+    """Parted at commas, but not within the brackets of a tuple.
+
+    >>> _fields("a=1, b=((0, 1), (2,)), c=3")
+    ['a=1', ' b=((0, 1), (2,))', ' c=3']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _literal(name: str, key: str, text: str, default: Any) -> Any:

@@ -107,7 +107,7 @@ class _Meets:
             raise ValueError(
                 f"a {type(there).__name__} cannot forget: give a DynamicCache, or none (cache_implementation=None)"
             )
-        if getattr(there.memory, "engine", self.engine) is not self.engine:
+        if there.memory.engine is not self.engine:
             raise ValueError("this cache was filled by other steps: begin with an empty cache")
         _memories[module] = there.memory
         there.awaited = True

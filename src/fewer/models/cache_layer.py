@@ -1,7 +1,8 @@
 """What a model's attention asks for, who answers, and a layer of transformers' cache that remembers as the answerer likes."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,25 +32,30 @@ class Asked:
     causal: bool = True
 
 
-class Memory(Protocol):
+class Memory(ABC):
     """What is remembered of one layer: made by the engine, kept by a layer of transformers' cache."""
 
     seen: int  # tokens, padding too
     rows: int  # of the batch
+    engine: "Engine"
 
+    @abstractmethod
     def crop(self, tokens: int) -> None:
         """Forget the last so many."""
 
+    @abstractmethod
     def pick(self, rows: Tensor) -> None:
         """These rows of the batch, in this order."""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Who does the attention of a model's modules."""
 
+    @abstractmethod
     def memory(self, module: nn.Module, index: int) -> Memory:
         """An empty one for this module."""
 
+    @abstractmethod
     def attend(self, module: nn.Module, asked: Asked, memory: Memory | None) -> Float[Tensor, "batch heads new out"]:
         """Do it; without a memory, over what is asked alone."""
 

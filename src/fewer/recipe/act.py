@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fewer.core import Change
 from fewer.models import stored_dtype
 from fewer.models.loss import Loss
 
+from .attending import AXES, Attending, attending_to
 from .engine import Progress, divide, run, undoing
 from .planning import Plan, hears, plan
 from .steps import Recipe, recipe
@@ -28,6 +29,9 @@ class Applied:
     changes: list[Change] = field(default_factory=list)
     stored: dict[str, Any] = field(default_factory=dict)  # by site name
     out: Path | None = None
+    attending: Attending | None = (
+        None  # what the model's attention does meanwhile; its `changes` come with those at the end
+    )
 
     def done(self, block: str, results: list[tuple[Change, Any]]) -> None:
         """Take in the results of one block."""
@@ -43,8 +47,12 @@ def apply(
     progress: Progress | None = None,
     device: Device = None,
     loss: Loss | None = None,
+    every: int = 64,
 ) -> Iterator[Applied]:
-    """Do the steps; on leaving, every weight is what it was, bit for bit.
+    """Do the steps; on leaving, every weight is what it was, bit for bit, and attention is the model's own.
+
+    Steps of `attention` and `cache` act while the model runs, `generate` included: what is read, and what is remembered; a cache that
+    was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
 
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
     for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype. Blocks
@@ -55,9 +63,18 @@ def apply(
     ...     print(applied.changes[0].kept)
     0.5
     """
-    todo = plan(model, recipe(steps))
-    with undoing([s for t in todo.tasks for s in t.sites]):
-        yield keep(model, todo, data, progress, device, loss)
+    read = recipe(steps)
+    running = tuple(s for s in read if s.axis in AXES)
+    todo = plan(model, tuple(s for s in read if s.axis not in AXES))
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(attending_to(model, running, every)) if running else None
+        applied = Applied(model, read, attending=engine)
+        if todo.tasks:
+            stack.enter_context(undoing([s for t in todo.tasks for s in t.sites]))
+            applied = replace(keep(model, todo, data, progress, device, loss), steps=read, attending=engine)
+        yield applied
+        if engine:
+            applied.changes += engine.changes()
 
 
 def keep(

@@ -16,7 +16,7 @@ from fewer.cache._store import PAGE, Store
 from fewer.core import Change
 from fewer.kernels import attend_pages
 from fewer.models.attention import attended, attentions, kinds, rotary
-from fewer.models.cache_layer import Asked
+from fewer.models.cache_layer import Asked, Engine, Memory
 
 from .steps import Recipe, Step, kind
 
@@ -43,7 +43,7 @@ class Ways:
 
 
 @dataclass(eq=False)
-class Remembered:
+class Remembered(Memory):
     """What one module remembers: a store of keys and values, the latest queries, what patterns know of full blocks."""
 
     engine: "Attending"
@@ -96,7 +96,7 @@ class Remembered:
 
 
 @dataclass(eq=False)
-class Attending:
+class Attending(Engine):
     """The engine of a model's attention modules: `every` is how many tokens may come, while decoding, before some are
     forgotten again."""
 
