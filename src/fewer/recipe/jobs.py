@@ -19,7 +19,7 @@ from fewer.core import Change
 from fewer.measure import Reference, flops, quality
 from fewer.models import locate, open_model, sites, stored_dtype
 
-from .act import apply
+from .act import Applied, apply
 from .point import Point
 from .steps import Step
 from .steps import step as read
@@ -69,11 +69,11 @@ def measure(job: Job) -> Point:
     """Do the step, measure, undo. A process opens a model once and keeps what its dense twin said."""
     began = time.perf_counter()
     model = _opened(job.model, job.device)
-    dense = _dense(job, model)
+    dense, work = _dense(job, model)
     if not job.step:
-        return _point(job, model, [], {}, dense, began)
+        return _point(job, model, Applied(model, ()), dense, work, began)
     with apply(model, job.step, job.calibration.to(job.device)) as applied:
-        return _point(job, model, applied.changes, applied.stored, dense, began)
+        return _point(job, model, applied, dense, work, began)
 
 
 @functools.lru_cache(maxsize=1)
@@ -81,20 +81,22 @@ def _opened(model: str, device: str) -> nn.Module:
     return open_model(model, device)[0]
 
 
-_said: dict[str, Reference] = {}  # one entry: what the dense model of this process says of the test windows
+_said: dict[str, tuple[Reference, int]] = {}  # one entry: what the dense model of this process says of the test windows
 
 
-def _dense(job: Job, model: nn.Module) -> Reference:
+def _dense(job: Job, model: nn.Module) -> tuple[Reference, int]:
+    """What it says of them all, and its FLOPs for the first."""
     about = f"{job.model} {job.device} {_digest(job.test)}"
     if about not in _said:
         _said.clear()
-        _said[about] = Reference.of(model, job.test)
+        _said[about] = Reference.of(model, job.test), flops(model, job.test[:1])
     return _said[about]
 
 
 def _point(
-    job: Job, model: nn.Module, changes: list[Change], stored: dict[str, Any], dense: Reference, began: float
+    job: Job, model: nn.Module, applied: Applied, dense: Reference, work: int, began: float
 ) -> Point:
+    changes = applied.changes
     found, width = quality(model, dense, job.test), stored_dtype(model).itemsize
     weights = sum(math.prod(s.shape) for s in sites(model, job.where))
     whole = sum(p.numel() for p in model.parameters()) * width
@@ -105,7 +107,7 @@ def _point(
         bits=8 * (weights * width - before + after) / weights,
         bytes_before=whole,
         bytes_after=whole - before + after,
-        flops=_flops(job, model, changes, stored),
+        flops=_flops(job, model, applied, work),
         perplexity=found.perplexity,
         kl=found.kl,
         losses=tuple(found.nll.tolist()),
@@ -113,17 +115,14 @@ def _point(
     )
 
 
-def _flops(job: Job, model: nn.Module, changes: list[Change], stored: dict[str, Any]) -> float:
+def _flops(job: Job, model: nn.Module, applied: Applied, work: int) -> float:
     """The share of the dense model's arithmetic that is of use: kept weights, low-rank parts, and all that was not touched.
 
-    While a step is applied the model computes densely, zeros and all, so the dense cost is counted and what is spared taken off.
+    While a step is applied the model computes densely, zeros and all, so what is spared is taken off the dense `work`.
     """
-    if not changes:
-        return 1.0
-    spared = sum((1 - c.kept) * c.bytes_before for c in changes) / stored_dtype(model).itemsize
-    added = sum(t.numel() for s in stored.values() for t in s.beside)
-    window = job.test[:1]
-    return 1 - 2 * window.numel() * (spared - added) / flops(model, window)
+    spared = sum((1 - c.kept) * c.bytes_before for c in applied.changes) / stored_dtype(model).itemsize
+    added = sum(t.numel() for s in applied.stored.values() for t in s.beside)
+    return 1 - 2 * job.test[:1].numel() * (spared - added) / work
 
 
 def key(job: Job) -> str:

@@ -23,6 +23,7 @@ class Grasp(ByScore):
     tensor([[ 4., -3.,  0.]])
     """
 
+    quick = False  # three passes back and forth for every window: as long as all scores by gradients together
     needs = (HessianGradient,)
 
     def score(self, w: Weight, stats: Stats) -> Weight:
