@@ -1,9 +1,11 @@
 """Attention and cache in running models: the full budget is the model itself, and what is kept is what was asked for."""
 
+import inspect
+
 import pytest
 import torch
 from tiny import build
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 
 import fewer
 from fewer.recipe.steps import recipe
@@ -21,6 +23,14 @@ def generate(model, x, **options):
     return model.generate(x, **options)
 
 
+NAME = next(n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaForCausalLM.forward).parameters)
+
+
+def cached(model, x, cache, **options):
+    """One run of a model on a cache, whatever transformers calls it."""
+    return model(x, use_cache=True, **{NAME: cache}, **options)
+
+
 def padded(rows):
     """Left padding, as `generate` wants it."""
     wide = max(len(r) for r in rows)
@@ -35,19 +45,19 @@ def test_a_full_budget_is_the_model_itself(family, step):
     x, mask = padded([x[0], x[1, :19]])
     with torch.no_grad():
         plain = model(x, attention_mask=mask).logits
-        cached = model(x[:, -1:], attention_mask=mask, past_key_values=prefilled(model, x, mask)).logits
+        last = cached(model, x[:, -1:], prefilled(model, x, mask), attention_mask=mask).logits
         with fewer.apply(model, step):
             ours = model(x, attention_mask=mask).logits
-            again = model(x[:, -1:], attention_mask=mask, past_key_values=prefilled(model, x, mask)).logits
+            again = cached(model, x[:, -1:], prefilled(model, x, mask), attention_mask=mask).logits
     real = mask.bool()
     assert torch.allclose(ours[real], plain[real], atol=1e-3)
-    assert torch.allclose(again, cached, atol=1e-3)
+    assert torch.allclose(again, last, atol=1e-3)
     assert torch.equal(model(x, attention_mask=mask).logits, plain), "on leaving, attention is the model's own"
 
 
 def prefilled(model, x, mask):
     cache = DynamicCache(config=model.config)
-    model(x[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache, use_cache=True)
+    cached(model, x[:, :-1], cache, attention_mask=mask[:, :-1])
     return cache
 
 
@@ -73,7 +83,7 @@ def test_chunks_change_nothing_at_full_budget(family, chunk, step):
         plain = model(x).logits
         with fewer.apply(model, step):
             cache = DynamicCache(config=model.config)
-            parts = [model(part, past_key_values=cache, use_cache=True).logits for part in x.split(chunk, 1)]
+            parts = [cached(model, part, cache).logits for part in x.split(chunk, 1)]
     assert torch.allclose(torch.cat(parts, 1), plain, atol=1e-3)
 
 
@@ -96,7 +106,7 @@ def test_four_chunks_keep_half():
     with fewer.apply(model, "cache/key_norm 50%") as applied, torch.no_grad():
         cache = DynamicCache(config=model.config)
         for part in x.split(12, 1):
-            model(part, past_key_values=cache, use_cache=True)
+            cached(model, part, cache)
         assert cache.get_seq_length() == 48
         assert all((layer.memory.store.length == 24).all() for layer in cache.layers)
     assert all(change.kept == 0.5 for change in applied.changes)
@@ -110,7 +120,7 @@ def test_a_rule_that_looks_at_each_token_alone_keeps_the_same_in_chunks():
         with fewer.apply(model, "cache/random 16 @ model.layers.0.*"), torch.no_grad():
             cache = DynamicCache(config=model.config)
             for part in x.split(chunk, 1):
-                model(part, past_key_values=cache, use_cache=True)
+                cached(model, part, cache)
             kept.append(cache.layers[0].memory.store.read()[2])
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
 
@@ -133,10 +143,10 @@ def test_what_stays_is_read_and_nothing_else():
     hook = attention.o_proj.register_forward_pre_hook(lambda m, a: seen.update(out=a[0]))
     with fewer.apply(model, "cache/key_norm 40%", every=1000), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        model(x[:, :-1], past_key_values=cache, use_cache=True)
+        cached(model, x[:, :-1], cache)
         k, v, at = (t.clone() for t in cache.layers[0].memory.store.read())
         assert at.shape == (1, 2, 11)  # of 29
-        model(x[:, -1:], past_key_values=cache, use_cache=True)
+        cached(model, x[:, -1:], cache)
         every_k, every_v, places = cache.layers[0].memory.store.read()
         assert (
             torch.equal(every_k[:, :, :-1], k) and torch.equal(every_v[:, :, :-1], v) and (places[:, :, -1] == 29).all()
@@ -156,11 +166,11 @@ def test_several_turns_crop_and_positions():
     model, x = build("llama"), ids(1, 40)
     with fewer.apply(model, "cache/key_norm 100%"), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        model(x[:, :20], past_key_values=cache, use_cache=True)
-        model(x[:, 20:33], past_key_values=cache, use_cache=True)
+        cached(model, x[:, :20], cache)
+        cached(model, x[:, 20:33], cache)
         cache.crop(-5)
         assert cache.get_seq_length() == 28
-        ours = model(x[:, 28:], past_key_values=cache, use_cache=True).logits
+        ours = cached(model, x[:, 28:], cache).logits
     with torch.no_grad():
         assert torch.allclose(ours, model(x).logits[:, 28:], atol=1e-3)
 
@@ -245,16 +255,16 @@ def test_a_cache_belongs_to_the_steps_that_filled_it():
     model, x = build("llama"), ids()
     cache = DynamicCache(config=model.config)
     with fewer.apply(model, "cache/key_norm 50%"), torch.no_grad():
-        model(x, past_key_values=cache, use_cache=True)
+        cached(model, x, cache)
     with pytest.raises(RuntimeError, match="stay inside"), torch.no_grad():
-        model(x[:, :1], past_key_values=cache, use_cache=True)
+        cached(model, x[:, :1], cache)
     with pytest.raises(ValueError, match="other steps"), fewer.apply(model, "cache/key_norm 50%"), torch.no_grad():
-        model(x[:, :1], past_key_values=cache, use_cache=True)
+        cached(model, x[:, :1], cache)
     used = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(x, past_key_values=used, use_cache=True)
+        cached(model, x, used)
     with pytest.raises(ValueError, match="begin with an empty cache"), fewer.apply(model, "cache/key_norm 50%"):
-        model(x[:, :1], past_key_values=used, use_cache=True)
+        cached(model, x[:, :1], used)
     with pytest.raises(ValueError, match="attention_mask is for 9 tokens"), fewer.apply(model, "cache/key_norm 50%"):
         model(x, attention_mask=torch.ones(1, 9))
 
