@@ -27,6 +27,8 @@ class Hip(Pattern):
     tensor([[[[False, False, False,  True, False, False, False,  True]]]])
     """
 
+    steady = True  # "attention locality": a chunk's keys are alike
+
     rows: int = 64
     block: int = 16
 
