@@ -24,7 +24,13 @@ from fewer.core import budget, find, methods
 OUT = pathlib.Path(__file__).parent / "results" / "kept_mass.json"
 BUDGETS = {"1/4": "25%", "1/8": "12.5%", "1/16": "6.25%"}
 LAYERS = (2, 5, 8)
-APART = ("random", "edges", "labels", "reuse", "seer")  # the control; those that say nothing unless they are told something
+APART = (
+    "random",
+    "edges",
+    "labels",
+    "reuse",
+    "seer",
+)  # the control; those that say nothing unless they are told something
 
 
 def queries_and_keys(model, ids):
