@@ -1,0 +1,27 @@
+"""KVzip: what the model reads when it says the text again."""
+
+from fewer.cache import ByScore, Past, Score
+from fewer.cache._scores import protect
+from fewer.core import Paper, method
+
+
+@method(Paper("2505.23416", "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction", 2025))
+class KvZip(ByScore):
+    """Keep the tokens that some query since it was last asked read most: score = max over queries and group of attention.
+
+    The paper's queries are those of a second pass, in which the model is told to repeat the text. Who runs that pass over
+    the cache and then asks gets the paper's method; who asks after the first pass gets the greatest attention in it.
+
+    Differs from the paper: no second pass of its own; the softmax is over all that a query may read, not one chunk of it.
+
+    >>> past = Past.of(torch.tensor([[[[1.0], [4.0]]]]).log(), q=torch.tensor([[[[0.0], [1.0]]]]))
+    >>> KvZip(sinks=0).score(past)
+    tensor([[[1.0000, 0.8000]]])
+    """
+
+    window = 0
+    sinks: int = 4
+
+    def score(self, past: Past) -> Score:
+        score = past.grouped(past.attention()).amax((2, 3))
+        return protect(past, past.real & (past.rank < self.sinks), score)
