@@ -1,6 +1,6 @@
 """BlockWise: read on, and forget, a block at a time."""
 
-from fewer.cache import ByScore, Counts, Evictor, Keep, Past
+from fewer.cache import Around, ByScore, Counts, Keep, Past
 from fewer.cache._protocol import kept
 from fewer.cache.key_diff import KeyDiff
 from fewer.core import Paper, method
@@ -9,7 +9,7 @@ TITLE = "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM In
 
 
 @method(Paper("2504.15364", TITLE, 2025, equation="Algorithm 1"))
-class BlockWise(Evictor):
+class BlockWise(Around):
     """Go over the slots `block` at a time, and keep after each the budget's number of what is left, by another method.
 
     So memory never holds more than the budget and a block. Where a score does not depend on what else is there, this is
@@ -22,7 +22,6 @@ class BlockWise(Evictor):
     tensor([[[1, 0, 1, 0]]], dtype=torch.int32)
     """
 
-    window = 0
     of: ByScore = KeyDiff()
     block: int = 128
 

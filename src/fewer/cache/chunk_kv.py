@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import pad
 
-from fewer.cache import ByScore, Past, Score
+from fewer.cache import Around, ByScore, Past, Score
 from fewer.cache.snap_kv import SnapKv
 from fewer.core import Paper, method
 
@@ -11,7 +11,7 @@ TITLE = "ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Co
 
 
 @method(Paper("2502.00299", TITLE, 2025))
-class ChunkKv(ByScore):
+class ChunkKv(Around, ByScore):
     """Keep whole chunks of `chunk` tokens, those with the highest mean score of another method, the same in all heads.
 
     The budget is met exactly: of the last chunk that has a place, the best tokens stay.

@@ -2,7 +2,7 @@
 
 import torch
 
-from fewer.cache import ByScore, Counts, Evictor, Keep, Past
+from fewer.cache import Around, ByScore, Counts, Keep, Past
 from fewer.cache._protocol import kept
 from fewer.cache.key_norm import KeyNorm
 from fewer.core import Paper, method
@@ -11,7 +11,7 @@ from fewer.core import Paper, method
 @method(
     Paper("10.1162/tacl_a_00716", "FINCH: Prompt-guided Key-Value Cache Compression for Large Language Models", 2024)
 )
-class ChunkWise(Evictor):
+class ChunkWise(Around):
     """Give every `chunk` slots their share of the budget, each scored by itself with another method.
 
     Differs from the paper: any method scores; shares are rounded so that the budget is met exactly.
@@ -23,7 +23,6 @@ class ChunkWise(Evictor):
     tensor([[[1, 0, 0, 1]]], dtype=torch.int32)
     """
 
-    window = 0
     of: ByScore = KeyNorm()
     chunk: int = 1024
 

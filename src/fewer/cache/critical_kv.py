@@ -2,7 +2,7 @@
 
 import torch
 
-from fewer.cache import ByScore, Counts, Keep, Past, Score
+from fewer.cache import Around, ByScore, Counts, Keep, Past, Score
 from fewer.cache._scores import protect
 from fewer.cache.snap_kv import SnapKv
 from fewer.core import Paper, method
@@ -12,7 +12,7 @@ TITLE = "Identify Critical KV Cache in LLM Inference from an Output Perturbation
 
 
 @method(Paper("2502.03805", TITLE, 2025, equation="Algorithm 1"))
-class CriticalKv(ByScore):
+class CriticalKv(Around, ByScore):
     """Keep `first` of the budget by another method's score, the rest by (score + `floor`) x |W_o v|_1.
 
     |W_o v|_1 is the mean over the group of the length of the value behind each head's output projection.

@@ -1,6 +1,6 @@
 """VATP: attention counts as far as there is a value to be read."""
 
-from fewer.cache import ByScore, Past, Score
+from fewer.cache import Around, ByScore, Past, Score
 from fewer.cache._scores import protect
 from fewer.cache.snap_kv import SnapKv
 from fewer.core import Paper, method
@@ -9,7 +9,7 @@ TITLE = "Attention Score is Not All You Need for Token Importance Indicator in K
 
 
 @method(Paper("2406.12335", TITLE, 2024))
-class Vatp(ByScore):
+class Vatp(Around, ByScore):
     """Keep the tokens that are high in another method's score times |v|_1, and the first `sinks`.
 
     Sinks are read much though their values are small, so they stay without being asked.
