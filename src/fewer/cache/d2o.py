@@ -46,7 +46,7 @@ class D2O(Corrector):
         return torch.where(changed, ((e * x.float() + came) / (e + gets)).to(x.dtype), x)
 
 
-def nearest(k: Cached, keep: Keep, rows: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest(k: Cached, keep: Keep, rows: int = 256) -> tuple[Tensor, Tensor]:
     """The greatest cosine of each key with one that stays, and where that is; `rows` keys at a time."""
     unit = normalize(k.float(), dim=-1)
     like = [(part @ unit.mT).masked_fill(~keep[:, :, None], -torch.inf).max(-1) for part in unit.split(rows, dim=2)]
