@@ -126,7 +126,9 @@ def test_filters_are_the_main_direction_and_can_be_carried():
     learnt = QFilters.fit([some(seed=5, window=40), past])
     torch.testing.assert_close(learnt.score(replace(past, layer=1)), QFilters().score(past), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="filters of"):
-        learnt.score(some(kv=1))
+        learnt.score(replace(some(kv=1), layer=0))
+    with pytest.raises(ValueError, match="filters of 2 layers, asked for layer None"):
+        learnt.score(past)
 
 
 def test_rules_around_rules():

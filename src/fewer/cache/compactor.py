@@ -38,6 +38,7 @@ class Compactor(ByScore):
     seed: int = 0
 
     def score(self, past: Past) -> Score:
+        past = past.text
         ends = past.real & ((past.rank < self.sinks) | (past.rank >= past.real.sum(-1, keepdim=True) - self.tail))
         inner = kept(past, ~ends)
         if not inner.real.any():

@@ -34,6 +34,7 @@ class ExpectedAttention(ByScore):
     floor: float = 0.0
 
     def score(self, past: Past) -> Score:
+        past = past.text
         sink = past.rank < self.sinks
         k = past.grouped(self._logits(past)).masked_fill((sink | ~past.real)[:, :, None], -torch.inf)
         score = torch.where(k.isinf(), 0.0, k.softmax(-1)).mean(2)

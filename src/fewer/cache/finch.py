@@ -26,5 +26,5 @@ class Finch(ByScore):
     window: int = 64
 
     def score(self, past: Past) -> Score:
-        read = past.attention() * past.now.clamp(min=0)[:, None, :, None]
+        read = past.attention() * past.text.now.clamp(min=0)[:, None, :, None]
         return protect(past, past.own, past.grouped(read).mean((2, 3)).masked_fill(past.own, 0.0))

@@ -27,7 +27,7 @@ class H2O(ByScore):
     recent: float = 0.5  # the paper: "equal" parts
 
     def score(self, past: Past) -> Score:
-        return past.received * (past.seen[:, None, None] - past.at)
+        return past.received * (past.last + 1 - past.at)
 
     def evict(self, past: Past, counts: Counts) -> Keep:
         return with_recent(past, self.score(past), (counts * self.recent).long(), counts)

@@ -34,6 +34,7 @@ class Leverage(ByScore):
 
 def leverage(past: Past, sketch: int, ridge: float, seed: int) -> Score:
     """Of each head's keys; 0 in empty slots."""
+    past = past.text
     k, real = without_turn(past, past.k, past.at), past.real[..., None]
     make = torch.Generator().manual_seed(seed)
     g = torch.randn(1, k.shape[1], k.shape[-1], sketch, generator=make).to(k.device) / sketch**0.5

@@ -30,7 +30,7 @@ class NonCausalAttention(ByScore):
     chunk: int = 256
 
     def score(self, past: Past) -> Score:
-        return chunked(past, self.chunk)
+        return chunked(past.text, self.chunk)
 
 
 def chunked(past: Past, chunk: int, first: int = 0) -> Score:

@@ -36,6 +36,8 @@ class QFilters(ByScore):
 
     def score(self, past: Past) -> Score:
         if self.filters:
+            if past.layer is None or past.layer >= len(self.filters):
+                raise ValueError(f"{self.name}: filters of {len(self.filters)} layers, asked for layer {past.layer}")
             u = torch.tensor(self.filters[past.layer], device=past.k.device)[None]
             if u.shape[1:] != (past.k.shape[1], past.k.shape[3]):
                 raise ValueError(f"{self.name}: filters of {tuple(u.shape[1:])}, keys of {tuple(past.k.shape[1::2])}")
