@@ -17,8 +17,8 @@ def protect(past: Past, always: Keep, score: Score) -> Score:
     tensor([[[4.0000, 4.3333, 3.0000, 0.0000]]])
     """
     top = score.masked_fill(~past.real, -torch.inf).amax((1, 2), keepdim=True)
-    newest = past.at.amax((1, 2), keepdim=True).clamp(min=1)
-    return torch.where(always, top + 1 + past.at / newest, score)
+    at = past.text.at
+    return torch.where(always, top + 1 + at / at.amax((1, 2), keepdim=True).clamp(min=1), score)
 
 
 def asked(past: Past) -> Score:
