@@ -1,5 +1,6 @@
 """Broken patterns and evictors: each must be caught by the check that is named."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -69,3 +70,56 @@ class KeepsOneMore(cache.ByScore):
 
     def evict(self, past, counts):
         return super().evict(past, counts) | (past.at == past.at.amax(-1, keepdim=True))
+
+
+@broken("cache", "check_a_budget_for_each_head")
+class SharesTheBudget(cache.ByScore):
+    """Keep the shortest keys of all heads together."""
+
+    def score(self, past):
+        return -past.k.norm(dim=-1)
+
+    def evict(self, past, counts):
+        score = self.score(past).masked_fill(~past.real, -torch.inf)
+        return top_k(score, counts.float().mean(-1, keepdim=True).long().expand_as(counts))
+
+
+@broken("cache", "check_rows_do_not_mix")
+class LooksAtTheRowBeside(cache.ByScore):
+    """Hold each key against the mean of the whole batch."""
+
+    def score(self, past):
+        return -(past.k * past.k.mean((0, 1, 2))).sum(-1)
+
+
+@broken("cache", "check_the_total_stays")
+class GivesMoreThanThereIs(cache.Allocator):
+    """Double every budget."""
+
+    def allocate(self, score, counts, layer, layers):
+        return (2 * counts).clamp(max=score.shape[-1])
+
+
+@broken("cache", "check_empty_slots_get_nothing")
+class GivesToTheEmpty(cache.Allocator):
+    """Leave budgets as they are."""
+
+    def allocate(self, score, counts, layer, layers):
+        return counts
+
+
+@broken("cache", "check_what_all_stays_is_unchanged")
+class SmoothsAlways(cache.Corrector):
+    """Mix every value with the mean."""
+
+    def correct(self, past, keep):
+        return replace(past, v=(past.v + past.v.mean(2, keepdim=True)) / 2)
+
+
+@broken("cache", "check_the_empty_change_nothing")
+class MergesTheEmpty(cache.Corrector):
+    """Add the mean of all that goes, empty slots too, to what stays."""
+
+    def correct(self, past, keep):
+        gone = (past.v * ~keep[..., None]).sum(2, keepdim=True)
+        return past if keep[past.real].all() else replace(past, v=past.v + gone)

@@ -14,7 +14,7 @@ def spell(m: Method, axis: str = "") -> str:
     """A method as it is written in a step: its name, and the fields that are not the defaults."""
     name = m.name.removeprefix(f"{axis}/") if axis else m.name
     fields = [
-        f"{f.name}={value!r}"
+        f"{f.name}={spell(value) if isinstance(value, Method) else repr(value)}"
         for f in dataclasses.fields(m)  # type: ignore[arg-type]
         if (value := getattr(m, f.name)) != f.default
     ]
@@ -55,6 +55,8 @@ def _fields(text: str) -> list[str]:
 
 
 def _literal(name: str, key: str, text: str, default: Any) -> Any:
+    if isinstance(default, Method):
+        return method_of(text, default.name.partition("/")[0])
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
