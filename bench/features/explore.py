@@ -74,10 +74,11 @@ def main() -> None:
 
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--tiny", action="store_true", help="a small one: does it run?")
+    ask.add_argument("--tokens", type=int, default=1_000_000)
     a = ask.parse_args()
     torch.set_num_threads(1)
     about = {"machine": machine()}
-    found = about | (measured(4096, 256, 8) if a.tiny else measured(1_000_000, 16_384, 32))
+    found = about | (measured(4096, 256, 8) if a.tiny else measured(a.tokens, 16_384, 32))
     print(json.dumps(found, indent=1))
     if not a.tiny:
         OUT.write_text(json.dumps(found, indent=1) + "\n")
