@@ -1,7 +1,7 @@
 """A page of 16,384 features over a million tokens: `python -m bench.features.explore` writes results/explore.json.
 
 Nothing is learnt: the directions are random, and TopK lets 32 of them speak on what the bundled model says after layer 4. So the
-index and the page are as large as a real dictionary's, and no latent is dead. One thread; seconds are the process's own, and the peak is
+index and the page are about as large as a real dictionary's (a third of the latents never speaks). One thread; seconds are the process's own, and the peak is
 what the process grew by, model and dictionary not counted.
 """
 
