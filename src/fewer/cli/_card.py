@@ -7,6 +7,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from fewer import core
 from fewer.core import Paper
 
 
@@ -68,6 +69,8 @@ def _paper(mark: ast.Call, constants: dict[str, ast.expr]) -> Paper | None:
 
     try:
         call = mark.args[0]
+        if isinstance(call, ast.Name):  # of a paper that many methods share
+            return getattr(core, call.id, None)
         assert isinstance(call, ast.Call)
         return Paper(*map(value, call.args), **{k.arg: value(k.value) for k in call.keywords if k.arg})  # type: ignore[arg-type]
     except (ValueError, IndexError, AssertionError, TypeError):

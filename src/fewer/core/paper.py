@@ -22,3 +22,11 @@ class Paper:
     @property
     def url(self) -> str:
         return f"https://doi.org/{self.id}" if self.id.startswith("10.") else f"https://arxiv.org/abs/{self.id}"
+
+
+AT_RANDOM = Paper(  # of the control that most axes have
+    "2202.02643",
+    "The Unreasonable Effectiveness of Random Pruning: Return of the Most Naive Baseline for Sparse Training",
+    2022,
+    ledger=174,
+)

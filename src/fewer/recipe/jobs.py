@@ -8,14 +8,12 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 import fewer
-from fewer.core import Change
 from fewer.measure import Reference, flops, quality
 from fewer.models import locate, open_model, sites, stored_dtype
 
@@ -93,9 +91,7 @@ def _dense(job: Job, model: nn.Module) -> tuple[Reference, int]:
     return _said[about]
 
 
-def _point(
-    job: Job, model: nn.Module, applied: Applied, dense: Reference, work: int, began: float
-) -> Point:
+def _point(job: Job, model: nn.Module, applied: Applied, dense: Reference, work: int, began: float) -> Point:
     changes = applied.changes
     found, width = quality(model, dense, job.test), stored_dtype(model).itemsize
     weights = sum(math.prod(s.shape) for s in sites(model, job.where))
