@@ -13,8 +13,6 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fewer.kernels._chain import in_a_row, wait
-
 from . import ref
 
 WIDEST = 256  # a head's numbers that a tile can hold
@@ -29,10 +27,9 @@ def _part(
     q, k, v, at, table, now, out, lse,
     k_page, k_slot, v_page, v_slot, kv_heads, group, queries, reads, dim, out_dim, tiles, scale, window, cap,
     PAGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, CHAIN: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of slots, for some rows of one key-value head: their softmax, and its denominator's logarithm (base 2)."""
-    wait(CHAIN)
     split, unit, count = tl.program_id(0), tl.program_id(1).to(tl.int64), group * queries
     row, lane, wide = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, E)
     real = row < count
@@ -43,6 +40,8 @@ def _part(
         mine = mine.to(tl.float32)
     acc, total = tl.zeros([ROWS, E], tl.float32), tl.zeros([ROWS], tl.float32)
     high = tl.full([ROWS], float("-inf"), tl.float32)
+    if ONE:
+        tiles = 1  # no loop at all
     for tile in range(split * tiles, split * tiles + tiles):
         slot = tile * COLS + tl.arange(0, COLS)
         page = tl.load(table + unit * reads + slot // PAGE, mask=slot < reads * PAGE, other=-1).to(tl.int64)
@@ -79,9 +78,8 @@ def _part(
 
 
 @triton.jit
-def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr, CHAIN: tl.constexpr):
+def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr):
     """One query of one head: its parts, each by the weight that its logarithm gives."""
-    wait(CHAIN)
     row, wide, each = tl.program_id(0).to(tl.int64), tl.arange(0, E), tl.arange(0, SPLITS)
     level = tl.load(levels + row * splits + each, mask=each < splits, other=float("-inf"))
     high = tl.max(level, 0)
@@ -151,7 +149,7 @@ def attend_pages(
         q.contiguous(), k, v, at.contiguous(), table.contiguous(), now.contiguous(), *parts,
         *k.stride()[:2], *v.stride()[:2], kv_heads, heads // kv_heads, queries, reads, dim, out_dim, tiles,
         scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cols, D=d, E=e,
-        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, num_warps=cut.warps, num_stages=cut.stages, **in_a_row(q.device),
+        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, ONE=tiles == 1, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:
         _merge[(lse.numel(),)](
@@ -163,6 +161,5 @@ def attend_pages(
             SPLITS=triton.next_power_of_2(splits),
             E=e,
             num_warps=cut.merge,
-            **in_a_row(q.device),
         )
     return out, lse

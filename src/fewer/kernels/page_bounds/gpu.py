@@ -6,8 +6,6 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fewer.kernels._chain import in_a_row, wait
-
 from . import ref
 
 WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
@@ -17,10 +15,8 @@ WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
 def _bounds(
     q, low, high, table, out, kv_heads, group, queries, n, dim, scale,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, PAGES: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Some pages of one key-value head: row r of the product is query r % QUERIES of head r // QUERIES."""
-    wait(CHAIN)
     col, unit, lane = tl.program_id(0) * PAGES + tl.arange(0, PAGES), tl.program_id(1).to(tl.int64), tl.arange(0, D)
     row = tl.arange(0, GROUP * QUERIES)
     head, query = row // QUERIES, row % QUERIES
@@ -35,7 +31,10 @@ def _bounds(
         mine, most, least = mine.to(tl.float32), most.to(tl.float32), least.to(tl.float32)
     zero = tl.zeros_like(mine)
     bound = tl.dot(tl.where(mine > 0, mine, zero), tl.trans(most), input_precision="ieee")
-    bound = tl.dot(tl.where(mine < 0, mine, zero), tl.trans(least), bound, input_precision="ieee") * scale
+    bound += tl.dot(
+        tl.where(mine < 0, mine, zero), tl.trans(least), input_precision="ieee"
+    )  # two short sums round less
+    bound *= scale
     bound = tl.where(real[:, None] & (page >= 0)[None, :], bound, float("-inf"))
     best = tl.max(tl.reshape(bound, [GROUP, QUERIES, PAGES]), 1)
     each = tl.arange(0, GROUP)
@@ -62,6 +61,6 @@ def page_bounds(
         _bounds[(triton.cdiv(n, pages), batch * kv_heads)](
             q.contiguous(), low.contiguous(), high.contiguous(), table.contiguous(), out,
             kv_heads, heads // kv_heads, queries, n, dim, scale,
-            GROUP=tall, QUERIES=deep, PAGES=pages, D=d, WIDE=wide, num_warps=4, **in_a_row(q.device),
+            GROUP=tall, QUERIES=deep, PAGES=pages, D=d, WIDE=wide, num_warps=4,
         )  # fmt: skip
     return out
