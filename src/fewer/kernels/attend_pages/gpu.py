@@ -110,6 +110,13 @@ class Cut:
     merge: int = 4
 
 
+def cut_of(slots: int, units: int, processors: int, large: bool) -> Cut:
+    """One tile a program if there are few (measured on an H100)."""
+    if large:
+        return Cut(32)
+    return Cut(64, 4, 1, 4, 1) if slots * units <= 64 * 4 * processors else Cut(128, 4, 2, 2)
+
+
 def splits_of(tiles: int, units: int, programs: int) -> tuple[int, int]:
     """Into how many parts the tiles are cut, and tiles of a part: enough programs to fill the GPU, 128 parts at most."""
     each = triton.cdiv(tiles, min(128, max(1, triton.cdiv(programs, units))))
@@ -138,17 +145,18 @@ def attend_pages(
     k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, v))
     count, wide = heads // kv_heads * queries, not q.dtype == k.dtype == v.dtype or q.element_size() > 2
     rows, (d, e) = max(16, triton.next_power_of_2(count)), (max(16, triton.next_power_of_2(n)) for n in (dim, out_dim))
-    cut = cut or (Cut(64) if max(d, e) <= 128 and not wide else Cut(32))
-    rows, cols, programs = min(TALLEST, rows), cut.cols, cut.programs * processors(q.device)
+    rows = min(TALLEST, rows)
     high = triton.cdiv(count, rows)
-    splits, tiles = splits_of(triton.cdiv(reads * page, cols), batch * kv_heads * high, programs)
+    slots, units, most = reads * page, batch * kv_heads * high, processors(q.device)
+    cut = cut or cut_of(slots, units, most, wide or max(d, e) > 128)
+    splits, tiles = splits_of(triton.cdiv(slots, cut.cols), units, cut.programs * most)
     parts = [out, lse]
     if splits > 1:
         parts = [torch.empty(*t.shape[:3], splits, *t.shape[3:], dtype=torch.float32, device=q.device) for t in parts]
     _part[(splits, batch * kv_heads, high)](
         q.contiguous(), k, v, at.contiguous(), table.contiguous(), now.contiguous(), *parts,
         *k.stride()[:2], *v.stride()[:2], kv_heads, heads // kv_heads, queries, reads, dim, out_dim, tiles,
-        scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cols, D=d, E=e,
+        scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cut.cols, D=d, E=e,
         CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, ONE=tiles == 1, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:

@@ -9,7 +9,7 @@ from fewer.kernels._dispatch import run
 def best_pages(
     score: Float[Tensor, "batch heads n"], table: Int32[Tensor, "batch kv_heads n"], k: int
 ) -> Int32[Tensor, "batch kv_heads reads"]:
-    """The `min(k, n)` pages of each key-value head with the highest mean, over its group's heads, of softmax(score), best first.
+    """The `min(k, n)` pages of each key-value head with the highest mean, over its group's heads, of softmax(score), in the table's order.
 
     Ties go to the front of the table. A score of -inf is a page that is not to be read; where fewer than k can be, -1 follows. The
     softmax is taken in float32, whose last bit backends may round apart. No gradient passes.
@@ -19,6 +19,6 @@ def best_pages(
     >>> import torch
     >>> score = torch.tensor([[[0.0, 5.0, 0.0, -9.0], [0.0, 0.0, 6.0, -9.0]]])
     >>> best_pages(score, torch.tensor([[[7, 8, 9, 10]]], dtype=torch.int32), 2)
-    tensor([[[9, 8]]], dtype=torch.int32)
+    tensor([[[8, 9]]], dtype=torch.int32)
     """
     return run("best_pages", score.detach(), table, min(k, table.shape[-1]))

@@ -1,4 +1,4 @@
-"""best_pages with Triton: many programs, each of which counts, for a few pages, how many are better: that is where they stand."""
+"""best_pages with Triton: a program holds a group's scores in registers and closes in on the k-th largest mean, by thirds."""
 
 import torch
 import triton
@@ -9,16 +9,13 @@ from torch import Tensor
 from . import ref
 
 HELD = 32768  # scores that a program looks at together
-LONGEST = 16384  # pages of a head
+LONGEST = 16384  # pages of a head: two counts fit in one number
 
 
 @triton.jit
-def _best(
-    score, table, out, n, group, k,
-    N: tl.constexpr, HEADS: tl.constexpr, TIMES: tl.constexpr, MINE: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """MINE pages of one key-value head; what they are ranked by is found anew by every program, as nothing waits for nothing."""
-    unit, col, each = tl.program_id(1).to(tl.int64), tl.arange(0, N), tl.arange(0, HEADS)
+def _best(score, table, out, n, group, k, N: tl.constexpr, HEADS: tl.constexpr, TIMES: tl.constexpr, K: tl.constexpr):
+    unit, col, each = tl.program_id(0).to(tl.int64), tl.arange(0, N), tl.arange(0, HEADS)
+    page = tl.load(table + unit * n + col, mask=col < n, other=-1)
     mean, able = tl.zeros([N], tl.float32), tl.zeros([N], tl.int32)
     for part in range(TIMES):
         head = part * HEADS + each
@@ -32,16 +29,21 @@ def _best(
         able = tl.maximum(able, tl.max((here > float("-inf")).to(tl.int32), 0))
     bits = (mean / group).to(tl.int32, bitcast=True)  # a mean is at least 0: its bits rise with it
     key = tl.where(able > 0, bits, -1)
-    mine = tl.program_id(0) * MINE + tl.arange(0, MINE)
-    same = mine[:, None] == col[None, :]
-    own = tl.sum(tl.where(same, key[None, :], 0), 1)
-    earlier = (col[None, :] < mine[:, None]).to(tl.int32)  # of equals the first is better
-    rank = tl.sum((key[None, :] + earlier > own[:, None]).to(tl.int32), 1)
-    page = tl.load(table + unit * n + mine, mask=mine < n, other=-1)
-    tl.store(out + unit * k + rank, page, mask=(own >= 0) & (mine < n) & (rank < k))
-    slot, found = tl.arange(0, K), tl.sum(able, 0)
-    empty = (slot >= found) & (slot < k) & (slot + tl.program_id(0) * K < K)  # the first program fills up
-    tl.store(out + unit * k + slot, tl.full([K], -1, tl.int32), mask=empty)
+    want = tl.minimum(k, tl.sum(able, 0))
+    last, third = want * 0, want * 0 + 387420489  # 3^18: a mean is at most 1, its bits are less than 3^19
+    for _ in range(19):
+        reach = (key >= last + third).to(tl.int32) + ((key >= last + 2 * third).to(tl.int32) << 16)
+        counts = tl.sum(reach, 0)  # two in one
+        last += third * (((counts & 0xFFFF) >= want).to(tl.int32) + ((counts >> 16) >= want).to(tl.int32))
+        third = third // 3
+    above, equal = (key > last).to(tl.int32), (key == last).to(tl.int32)  # with none wanted, last is more than any key
+    both = tl.cumsum(above + (equal << 16), 0)
+    better, before = both & 0xFFFF, (both >> 16) - equal
+    need = want - tl.sum(above, 0)
+    place = better - above + tl.minimum(before, need)
+    tl.store(out + unit * k + place, page, mask=(above > 0) | ((equal > 0) & (before < need)))
+    slot = tl.arange(0, K)
+    tl.store(out + unit * k + slot, tl.full([K], -1, tl.int32), mask=(slot >= want) & (slot < k))
 
 
 def best_pages(
@@ -54,10 +56,9 @@ def best_pages(
     if out.numel():
         wide = max(16, triton.next_power_of_2(n))
         heads = min(triton.next_power_of_2(group), max(1, HELD // wide))
-        mine = 32 if n > 512 else 16
-        _best[(triton.cdiv(n, mine), batch * kv_heads)](
+        _best[(batch * kv_heads,)](
             score.contiguous(), table.contiguous(), out, n, group, k,
-            N=wide, HEADS=heads, TIMES=triton.cdiv(group, heads), MINE=mine, K=triton.next_power_of_2(k),
-            num_warps=8 if n > 2048 else 4,
+            N=wide, HEADS=heads, TIMES=triton.cdiv(group, heads), K=triton.next_power_of_2(k),
+            num_warps=min(16, max(4, wide // 512)),
         )  # fmt: skip
     return out

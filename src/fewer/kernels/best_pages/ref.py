@@ -1,4 +1,4 @@
-"""What best_pages means: softmax, mean over the group, top k."""
+"""What best_pages means: softmax, mean over the group, top k, in order."""
 
 import torch
 from jaxtyping import Float, Int32
@@ -13,4 +13,5 @@ def best_pages(
     mean = sum(grouped.softmax(-1).nan_to_num().unbind(2)) / grouped.shape[2]  # head by head: equal columns stay equal
     rank = torch.where(able, mean, -1.0)
     first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return torch.where(able.gather(-1, first), table.gather(-1, first), -1)
+    order = torch.where(able.gather(-1, first), first, table.shape[-1]).sort(-1).values
+    return torch.nn.functional.pad(table, (0, 1), value=-1).gather(-1, order)
