@@ -71,7 +71,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor, lse_given: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(*ctx.saved_tensors, given, lse_given, *ctx.rest), *[None] * len(ctx.rest)
+        q, k, v, out, lse = ctx.saved_tensors
+        return *backward(q, k, v, out, lse, given, lse_given, *ctx.rest), *[None] * len(ctx.rest)
 
 
 def forward(

@@ -68,10 +68,9 @@ def _part(
     none = total == 0
     level = tl.where(none, float("-inf"), high + tl.log2(tl.where(none, 1.0, total)))
     acc = acc / tl.where(none, 1.0, total)[:, None]
+    place = place * tl.num_programs(0) + split
     if WHOLE:
         level = level * LN2
-    else:
-        place = place * tl.num_programs(0) + split
     tl.store(lse + place, level, mask=real)
     mask = real[:, None] & (wide < out_dim)[None, :]
     tl.store(out + place[:, None] * out_dim + wide[None, :], acc.to(out.dtype.element_ty), mask=mask)
