@@ -59,6 +59,36 @@ def test_gradients_of_both_results_are_those_of_float64(number, dtype):
     compare(list(cases(dtype, DEVICE))[number], dtype)
 
 
+def test_columns_of_blocks_are_the_rows_of_the_transpose():
+    from fewer.kernels.attend_blocks._columns import by_columns
+
+    make = torch.Generator().manual_seed(0)
+    kinds = torch.randint(1, 3, (2, 3, 5, 9), generator=make).byte()
+    read = Blocks.pack(kinds, torch.rand(kinds.shape, generator=make) < 0.4, (16, 16))
+    found = by_columns(read.to(DEVICE))
+    for kind, count, index in ((1, *found[:2]), (2, *found[2:])):
+        for place, column in (
+            (p, read.dense()[p[0], p[1], :, p[2]]) for p in torch.cartesian_prod(*map(torch.arange, (2, 3, 9)))
+        ):
+            wanted = (column == kind).nonzero().flatten().tolist()
+            assert count[tuple(place)] == len(wanted) and index[tuple(place)][: len(wanted)].tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("block, dim, lists", [((32, 16), 16, 4), ((16, 32), 32, 1), ((128, 64), 64, 2)])
+def test_blocks_that_are_filled_are_copied_as_tiles(block, dim, lists, dtype):
+    """No key is missing in the last block, no number in a head: another way through memory."""
+    make = torch.Generator().manual_seed(dim)
+    grid = 2, lists, 2, 3
+    read = Blocks.pack(torch.randint(1, 3, grid, generator=make).byte(), torch.rand(grid, generator=make) < 0.7, block)
+    queries, keys = read.lengths
+    q, k, v = (torch.randn(2, h, n, dim, generator=make).to(dtype) for h, n in ((4, queries), (2, keys), (2, keys)))
+    at = torch.arange(keys).expand(2, 2, -1).clone().int()
+    at[0, 0, :5] = -1
+    now = (torch.arange(queries) + keys - queries).clamp(min=0).expand(2, -1).int().contiguous()
+    compare((*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5, 70), dtype)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("group, lists", [(1, 1), (2, 2), (3, 2), (4, 1), (6, 2), (8, 2), (12, 1), (16, 2), (4, 8)])
 def test_few_queries_to_a_block_share_a_tile_with_their_group(group, lists, dtype):

@@ -133,7 +133,10 @@ def prefill(run: Run, length: int, density: float, others: bool = True) -> None:
     print(
         f"prefill {length} {density}: of the square {read:.4f}, largest relative error of a row {off:.1e}", flush=True
     )
-    run.time(what | {"relative_error": off}, calls, {}, 5 if length > 1 << 16 else 11, False)
+    again = 1 if TINY or length > 1 << 16 else 4  # the host is ahead of the device, as in a model
+    run.time(
+        what | {"relative_error": off}, {n: c * again for n, c in calls.items()}, {}, 5 if again == 1 else 11, False
+    )
 
 
 def train(run: Run, length: int, density: float) -> None:
@@ -153,17 +156,13 @@ def train(run: Run, length: int, density: float) -> None:
     off = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(mine, theirs, strict=True)]
     print(f"train {length} {density}: dq, dk, dv away from flex by {', '.join(f'{x:.1e}' for x in off)}", flush=True)
     what = dict(op="train", length=length, density=density, from_flex=off)
-    run.time(what, {name: [partial(both, f)] for name, f in calls.items()}, {}, 7, False)
+    run.time(what, {name: [partial(both, f)] * (1 if TINY else 3) for name, f in calls.items()}, {}, 7, False)
 
 
-# rows, keys, warps, stages, copying unit, one loop
-CUTS = [
-    (128, 64, 4, 2, False, False), (128, 64, 4, 2, False, True), (128, 64, 4, 2, True, False), (128, 64, 4, 2, True, True),
-    (128, 64, 4, 3, True, False), (128, 64, 4, 3, True, True), (128, 128, 8, 2, True, False), (128, 128, 8, 2, True, True),
-    (128, 64, 8, 2, True, True), (128, 64, 8, 3, True, False), (64, 64, 4, 2, True, True), (128, 32, 4, 4, True, True),
-]  # fmt: skip
-ROWS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 32, 4, 3)]
-COLUMNS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (64, 128, 8, 2), (128, 128, 8, 2), (32, 64, 4, 3)]
+# rows, keys, warps, stages, copying unit
+CUTS = [(128, 64, 4, 2), (128, 64, 4, 2, False), (128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 2)]
+ROWS = [(64, 64, 4, 2), (64, 64, 4, 2, False), (64, 64, 4, 3), (128, 128, 8, 2)]
+COLUMNS = [(64, 64, 4, 3), (64, 64, 4, 2), (64, 128, 8, 2)]
 
 
 def tune(run: Run, length: int, density: float) -> None:

@@ -7,7 +7,7 @@ What a program adds up it alone writes, so that the result is the same at every 
 import triton
 import triton.language as tl
 
-from ._forward import LOG2E, block_at, bounded, columns, may_read, row_of, tile_of
+from ._forward import LOG2E, bounded, columns, may_read, row_of, tile_of
 
 
 @triton.jit
@@ -40,23 +40,23 @@ def slope(s, dp, lse, delta, may, scale, cap, MASKED: tl.constexpr, CAP: tl.cons
 
 @triton.jit
 def _by_rows(
-    acc, q, given, lse, delta, k, v, at, now, full_index, some_index, full, first, count, row, keys, k_step, v_step,
+    acc, q, given, lse, delta, k, v, at, now, index, count, row, keys, k_step, v_step,
     dim, out_dim, scale, window, cap,
-    BROAD: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, ASK: tl.constexpr,
+    BROAD: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, MASKED: tl.constexpr,
     CAP: tl.constexpr, INSIDE: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     parts: tl.constexpr = BROAD // COLS
-    for j in range(first * parts, count * parts):
-        start = block_at(j // parts, full, full_index, some_index, ASK) * BROAD + (j % parts) * COLS
+    for j in range(count * parts):
+        start = tl.load(index + j // parts) * BROAD + (j % parts) * COLS
         here = columns(k, row, start, keys, k_step, dim, COLS, D, INSIDE, TMA)
         there = columns(v, row, start, keys, v_step, out_dim, COLS, E, INSIDE, TMA)
         s = tl.dot(q, tl.trans(here), input_precision=EXACT)
         dp = tl.dot(given, tl.trans(there), input_precision=EXACT)
         col = start + tl.arange(0, COLS)
         may = (col < keys)[None, :]
-        if ASK == 1:
+        if MASKED:
             may = may_read(at, now, col, keys, window)
-        _, ds = slope(s, dp, lse[:, None], delta[:, None], may, scale, cap, ASK == 1 or not INSIDE, CAP)
+        _, ds = slope(s, dp, lse[:, None], delta[:, None], may, scale, cap, MASKED or not INSIDE, CAP)
         acc = tl.dot(ds.to(here.dtype), here, acc, input_precision=EXACT)
     return acc
 
@@ -68,7 +68,7 @@ def for_queries(
     heads, kv_heads, queries, keys, dim, out_dim, rows, cols, list_batch, list_heads, scale, window, cap,
     HIGH: tl.constexpr, BROAD: tl.constexpr, SHARE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
     COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, CAP: tl.constexpr, INSIDE: tl.constexpr, EXACT: tl.constexpr,
-    TMA: tl.constexpr, ONCE: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """dq of one tile, as `forward` goes."""
     tile, units = tl.num_programs(0) - 1 - tl.program_id(0), heads // SHARE
@@ -91,15 +91,14 @@ def for_queries(
     first = ((batch * kv_heads + kv) * keys).to(tl.int32)
     at += (batch * kv_heads + kv) * keys
     row = row_of(rows, batch, unit, tile, list_batch, list_heads, units, HIGH, TALL // PACK)
-    full_index, some_index, full = full_index + row * cols, some_index + row * cols, tl.load(full_count + row)
-    every, acc = full + tl.load(some_count + row), tl.zeros([TALL, D], tl.float32)
+    full, some, acc = tl.load(full_count + row), tl.load(some_count + row), tl.zeros([TALL, D], tl.float32)
     acc = _by_rows(
-        acc, mine, theirs, level, less, k, v, at, last, full_index, some_index, full, 0, full, first, keys,
-        k_step, v_step, dim, out_dim, scale, window, cap, BROAD, COLS, D, E, 0, CAP, INSIDE, EXACT, TMA,
+        acc, mine, theirs, level, less, k, v, at, last, full_index + row * cols, full, first, keys,
+        k_step, v_step, dim, out_dim, scale, window, cap, BROAD, COLS, D, E, False, CAP, INSIDE, EXACT, TMA,
     )  # fmt: skip
     acc = _by_rows(
-        acc, mine, theirs, level, less, k, v, at, last, full_index, some_index, full, full, every, first, keys,
-        k_step, v_step, dim, out_dim, scale, window, cap, BROAD, COLS, D, E, 1, CAP, INSIDE, EXACT, TMA,
+        acc, mine, theirs, level, less, k, v, at, last, some_index + row * cols, some, first, keys,
+        k_step, v_step, dim, out_dim, scale, window, cap, BROAD, COLS, D, E, True, CAP, INSIDE, EXACT, TMA,
     )  # fmt: skip
     where = dq + place[:, None] * dim + lane[None, :]
     tl.store(where, (acc * scale).to(dq.dtype.element_ty), mask=real[:, None] & (lane < dim)[None, :])
@@ -152,7 +151,7 @@ def for_keys(
     heads, kv_heads, queries, keys, dim, out_dim, rows, cols, list_batch, list_heads, scale, window, cap,
     HIGH: tl.constexpr, BROAD: tl.constexpr, SHARE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
     COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, CAP: tl.constexpr, INSIDE: tl.constexpr, EXACT: tl.constexpr,
-    TMA: tl.constexpr, ONCE: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of one tile of keys, over all heads that share it; the lists are those of the columns."""
     tile, batch, kv = tl.program_id(0), tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads

@@ -62,48 +62,30 @@ def bounded(s, scale, cap, CAP: tl.constexpr):
 
 
 @triton.jit
-def block_at(j, full, full_index, some_index, ASK: tl.constexpr):
-    """The number of the j-th block of a row, those that are read whole first. ASK: 0 all are, 1 none is, 2 it depends."""
-    if ASK == 0:
-        block = tl.load(full_index + j)
-    elif ASK == 1:
-        block = tl.load(some_index + (j - full))
-    else:
-        block = tl.load(full_index + j, mask=j < full, other=0) + tl.load(
-            some_index + (j - full), mask=j >= full, other=0
-        )
-    return block
-
-
-@triton.jit
 def _through(
-    acc, high, total, q, k, v, at, now, full_index, some_index, full, first, count, row, keys, k_step, v_step,
-    dim, out_dim, scale, window, cap,
-    BROAD: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, ASK: tl.constexpr,
+    acc, high, total, q, k, v, at, now, index, count, row, keys, k_step, v_step, dim, out_dim, scale, window, cap,
+    BROAD: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, MASKED: tl.constexpr,
     CAP: tl.constexpr, INSIDE: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Go through some blocks; `high` is the largest score so far (base 2), `total` the sum of exp2."""
     parts: tl.constexpr = BROAD // COLS
     by = scale * LOG2E
-    for j in range(first * parts, count * parts):
-        start = block_at(j // parts, full, full_index, some_index, ASK) * BROAD + (j % parts) * COLS
+    for j in range(count * parts):
+        start = tl.load(index + j // parts) * BROAD + (j % parts) * COLS
         s = tl.dot(q, tl.trans(columns(k, row, start, keys, k_step, dim, COLS, D, INSIDE, TMA)), input_precision=EXACT)
         if CAP:
             s = bounded(s, scale, cap, CAP)
         col = start + tl.arange(0, COLS)
         if not INSIDE:
             s = tl.where((col < keys)[None, :], s, float("-inf"))
-        if ASK == 1:
+        if MASKED:
             s = tl.where(may_read(at, now, col, keys, window), s, float("-inf"))
-        if ASK == 2:
-            if j >= full * parts:
-                s = tl.where(may_read(at, now, col, keys, window), s, float("-inf"))
         if CAP:
             new = tl.maximum(high, tl.max(s, 1))
         else:
             new = tl.maximum(high, tl.max(s, 1) * by)
         safe = new
-        if ASK != 0 or not INSIDE:
+        if MASKED or not INSIDE:
             safe = tl.where(new == float("-inf"), 0.0, new)  # nothing to read yet
         if CAP:
             p = tl.exp2(s - safe[:, None])
@@ -124,7 +106,7 @@ def forward(
     heads, kv_heads, queries, keys, dim, out_dim, rows, cols, list_batch, list_heads, scale, window, cap,
     HIGH: tl.constexpr, BROAD: tl.constexpr, SHARE: tl.constexpr, PACK: tl.constexpr, TALL: tl.constexpr,
     COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, CAP: tl.constexpr, INSIDE: tl.constexpr, EXACT: tl.constexpr,
-    TMA: tl.constexpr, ONCE: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit of heads. The last queries, which read the most, go first."""
     tile, units = tl.num_programs(0) - 1 - tl.program_id(0), heads // SHARE
@@ -140,24 +122,17 @@ def forward(
     first = ((batch * kv_heads + kv) * keys).to(tl.int32)
     at += (batch * kv_heads + kv) * keys
     row = row_of(rows, batch, unit, tile, list_batch, list_heads, units, HIGH, TALL // PACK)
-    full_index, some_index, full = full_index + row * cols, some_index + row * cols, tl.load(full_count + row)
-    every = full + tl.load(some_count + row)
+    full, some = tl.load(full_count + row), tl.load(some_count + row)
     acc, total = tl.zeros([TALL, E], tl.float32), tl.zeros([TALL], tl.float32)
     high = tl.full([TALL], float("-inf"), tl.float32)
-    if ONCE:
-        acc, high, total = _through(
-            acc, high, total, mine, k, v, at, last, full_index, some_index, full, 0, every, first, keys, k_step, v_step,
-            dim, out_dim, scale, window, cap, BROAD, COLS, D, E, 2, CAP, INSIDE, EXACT, TMA,
-        )  # fmt: skip
-    else:
-        acc, high, total = _through(
-            acc, high, total, mine, k, v, at, last, full_index, some_index, full, 0, full, first, keys, k_step, v_step,
-            dim, out_dim, scale, window, cap, BROAD, COLS, D, E, 0, CAP, INSIDE, EXACT, TMA,
-        )  # fmt: skip
-        acc, high, total = _through(
-            acc, high, total, mine, k, v, at, last, full_index, some_index, full, full, every, first, keys, k_step, v_step,
-            dim, out_dim, scale, window, cap, BROAD, COLS, D, E, 1, CAP, INSIDE, EXACT, TMA,
-        )  # fmt: skip
+    acc, high, total = _through(
+        acc, high, total, mine, k, v, at, last, full_index + row * cols, full, first, keys, k_step, v_step,
+        dim, out_dim, scale, window, cap, BROAD, COLS, D, E, False, CAP, INSIDE, EXACT, TMA,
+    )  # fmt: skip
+    acc, high, total = _through(
+        acc, high, total, mine, k, v, at, last, some_index + row * cols, some, first, keys, k_step, v_step,
+        dim, out_dim, scale, window, cap, BROAD, COLS, D, E, True, CAP, INSIDE, EXACT, TMA,
+    )  # fmt: skip
     none = total == 0
     place = (batch * heads + head).to(tl.int64) * queries + query
     tl.store(lse + place, tl.where(none, float("-inf"), (high + tl.log2(tl.where(none, 1.0, total))) * LN2), mask=real)

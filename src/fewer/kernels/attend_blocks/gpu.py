@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fewer.layout import Blocks
 
 from . import _backward, _forward, ref
+from ._columns import by_columns
 
 WIDEST = 256  # a head's numbers that a tile can hold
 FOREVER = 2**31 - 1  # no window
@@ -21,21 +22,20 @@ FOREVER = 2**31 - 1  # no window
 
 @dataclass(frozen=True)
 class Cut:
-    """How the work is cut: rows and keys of a tile, warps, loads under way at a time, who copies, one loop or two."""
+    """How the work is cut: rows and keys of a tile, warps, loads under way at a time, who copies."""
 
     rows: int
     cols: int
     warps: int
     stages: int
     tma: bool = True
-    once: bool = True
 
 
 def cut_of(dim: int, size: int, backward: bool) -> tuple[Cut, Cut]:
     """For what goes along rows and, on the way back, for what goes along columns (measured on an H100)."""
     if size > 2 or dim > 128:
         return (Cut(64, 32, 4, 2),) * 2
-    return (Cut(64, 64, 4, 2) if backward else Cut(128, 64, 4, 2), Cut(64, 64, 4, 2))
+    return (Cut(64, 64, 4, 2) if backward else Cut(128, 64, 4, 2), Cut(64, 64, 4, 3))
 
 
 def attend_blocks(
@@ -71,7 +71,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor, lse_given: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(*ctx.saved_tensors, given, lse_given, *ctx.rest), *[None] * len(ctx.rest)
+        q, k, v, out, lse = ctx.saved_tensors
+        return *backward(q, k, v, out, lse, given, lse_given, *ctx.rest), *[None] * len(ctx.rest)
 
 
 def forward(
@@ -127,22 +128,6 @@ def backward(
     return dq, dk, dv
 
 
-def by_columns(blocks: Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The lists of the transposed matrix: which blocks of queries read each block of keys, ascending."""
-    kinds = blocks.dense().mT.contiguous()
-    return *_list(kinds == 1), *_list(kinds == 2)
-
-
-def _list(read: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of each row, and which; the rest of a row is not written."""
-    place = read.cumsum(-1, dtype=torch.int32)
-    n = read.shape[-1]
-    index = torch.empty(*read.shape[:-1], n + 1, dtype=torch.int32, device=read.device)
-    each = torch.arange(n, dtype=torch.int32, device=read.device).expand(read.shape)
-    index.scatter_(-1, torch.where(read, place - 1, n).long(), each)  # one more column for what is not read
-    return place[..., -1].contiguous(), index[..., :n].contiguous()
-
-
 def _lists(blocks: Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return blocks.kv_num_blocks, blocks.kv_indices, blocks.full_kv_num_blocks, blocks.full_kv_indices
 
@@ -163,7 +148,7 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, cut: Cut) -> dict[st
     inside, dense = k.shape[2] % broad == 0 and (d, e) == (dim, out), k.is_contiguous() and v.is_contiguous()
     return {
         "HIGH": high, "BROAD": broad, "SHARE": share, "PACK": pack, "TALL": rows * pack, "COLS": cols, "D": d, "E": e,
-        "INSIDE": inside, "TMA": cut.tma and inside and dense and _copies(q.device), "ONCE": cut.once,
+        "INSIDE": inside, "TMA": cut.tma and inside and dense and _copies(q.device),
         "EXACT": "ieee" if q.dtype == torch.float32 else "tf32",
     }  # fmt: skip
 

@@ -13,8 +13,6 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fewer.kernels._chain import in_a_row, wait
-
 from . import ref
 
 WIDEST = 256  # a head's numbers that a tile can hold
@@ -29,10 +27,9 @@ def _part(
     q, k, v, at, table, now, out, lse,
     k_page, k_slot, v_page, v_slot, kv_heads, group, queries, reads, dim, out_dim, tiles, scale, window, cap,
     PAGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, CHAIN: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Some tiles of slots, for some rows of one key-value head: their softmax, and its denominator's logarithm (base 2)."""
-    wait(CHAIN)
     split, unit, count = tl.program_id(0), tl.program_id(1).to(tl.int64), group * queries
     row, lane, wide = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, E)
     real = row < count
@@ -43,6 +40,8 @@ def _part(
         mine = mine.to(tl.float32)
     acc, total = tl.zeros([ROWS, E], tl.float32), tl.zeros([ROWS], tl.float32)
     high = tl.full([ROWS], float("-inf"), tl.float32)
+    if ONE:
+        tiles = 1  # no loop at all
     for tile in range(split * tiles, split * tiles + tiles):
         slot = tile * COLS + tl.arange(0, COLS)
         page = tl.load(table + unit * reads + slot // PAGE, mask=slot < reads * PAGE, other=-1).to(tl.int64)
@@ -69,19 +68,17 @@ def _part(
     none = total == 0
     level = tl.where(none, float("-inf"), high + tl.log2(tl.where(none, 1.0, total)))
     acc = acc / tl.where(none, 1.0, total)[:, None]
+    place = place * tl.num_programs(0) + split
     if WHOLE:
         level = level * LN2
-    else:
-        place = place * tl.num_programs(0) + split
     tl.store(lse + place, level, mask=real)
     mask = real[:, None] & (wide < out_dim)[None, :]
     tl.store(out + place[:, None] * out_dim + wide[None, :], acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr, CHAIN: tl.constexpr):
+def _merge(parts, levels, out, lse, splits, out_dim, SPLITS: tl.constexpr, E: tl.constexpr):
     """One query of one head: its parts, each by the weight that its logarithm gives."""
-    wait(CHAIN)
     row, wide, each = tl.program_id(0).to(tl.int64), tl.arange(0, E), tl.arange(0, SPLITS)
     level = tl.load(levels + row * splits + each, mask=each < splits, other=float("-inf"))
     high = tl.max(level, 0)
@@ -112,6 +109,13 @@ class Cut:
     merge: int = 4
 
 
+def cut_of(slots: int, units: int, processors: int, large: bool) -> Cut:
+    """One tile a program if there are few (measured on an H100)."""
+    if large:
+        return Cut(32)
+    return Cut(64, 4, 1, 4, 1) if slots * units <= 64 * 4 * processors else Cut(128, 4, 2, 2)
+
+
 def splits_of(tiles: int, units: int, programs: int) -> tuple[int, int]:
     """Into how many parts the tiles are cut, and tiles of a part: enough programs to fill the GPU, 128 parts at most."""
     each = triton.cdiv(tiles, min(128, max(1, triton.cdiv(programs, units))))
@@ -140,18 +144,19 @@ def attend_pages(
     k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (k, v))
     count, wide = heads // kv_heads * queries, not q.dtype == k.dtype == v.dtype or q.element_size() > 2
     rows, (d, e) = max(16, triton.next_power_of_2(count)), (max(16, triton.next_power_of_2(n)) for n in (dim, out_dim))
-    cut = cut or (Cut(64) if max(d, e) <= 128 and not wide else Cut(32))
-    rows, cols, programs = min(TALLEST, rows), cut.cols, cut.programs * processors(q.device)
+    rows = min(TALLEST, rows)
     high = triton.cdiv(count, rows)
-    splits, tiles = splits_of(triton.cdiv(reads * page, cols), batch * kv_heads * high, programs)
+    slots, units, most = reads * page, batch * kv_heads * high, processors(q.device)
+    cut = cut or cut_of(slots, units, most, wide or max(d, e) > 128)
+    splits, tiles = splits_of(triton.cdiv(slots, cut.cols), units, cut.programs * most)
     parts = [out, lse]
     if splits > 1:
         parts = [torch.empty(*t.shape[:3], splits, *t.shape[3:], dtype=torch.float32, device=q.device) for t in parts]
     _part[(splits, batch * kv_heads, high)](
         q.contiguous(), k, v, at.contiguous(), table.contiguous(), now.contiguous(), *parts,
         *k.stride()[:2], *v.stride()[:2], kv_heads, heads // kv_heads, queries, reads, dim, out_dim, tiles,
-        scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cols, D=d, E=e,
-        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, num_warps=cut.warps, num_stages=cut.stages, **in_a_row(q.device),
+        scale, window or FOREVER, cap, PAGE=page, ROWS=rows, COLS=cut.cols, D=d, E=e,
+        CAP=cap > 0, WIDE=wide, WHOLE=splits == 1, ONE=tiles == 1, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     if splits > 1:
         _merge[(lse.numel(),)](
@@ -163,6 +168,5 @@ def attend_pages(
             SPLITS=triton.next_power_of_2(splits),
             E=e,
             num_warps=cut.merge,
-            **in_a_row(q.device),
         )
     return out, lse

@@ -10,7 +10,8 @@ def best_pages(
 ) -> Int32[Tensor, "batch kv_heads reads"]:
     grouped = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(1, (table.shape[1], -1))
     able = (grouped > -torch.inf).any(2)
-    rank = torch.where(able, grouped.softmax(-1).nan_to_num().mean(2), -1.0)
+    mean = sum(grouped.softmax(-1).nan_to_num().unbind(2)) / grouped.shape[2]  # head by head: equal columns stay equal
+    rank = torch.where(able, mean, -1.0)
     first = rank.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     order = torch.where(able.gather(-1, first), first, table.shape[-1]).sort(-1).values
     return torch.nn.functional.pad(table, (0, 1), value=-1).gather(-1, order)

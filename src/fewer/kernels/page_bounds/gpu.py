@@ -6,8 +6,6 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fewer.kernels._chain import in_a_row, wait
-
 from . import ref
 
 WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
@@ -16,26 +14,28 @@ WIDEST, TALLEST = 256, 128  # numbers of a box, rows of a product
 @triton.jit
 def _bounds(
     q, low, high, table, out, kv_heads, group, queries, n, dim, scale,
-    GROUP: tl.constexpr, QUERIES: tl.constexpr, PAGES: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    CHAIN: tl.constexpr,
+    GROUP: tl.constexpr, QUERIES: tl.constexpr, PAGES: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Some pages of one key-value head: row r of the product is query r % QUERIES of head r // QUERIES."""
-    wait(CHAIN)
-    col, unit, lane = tl.program_id(0) * PAGES + tl.arange(0, PAGES), tl.program_id(1).to(tl.int64), tl.arange(0, D)
+    col, unit = tl.program_id(0) * PAGES + tl.arange(0, PAGES), tl.program_id(1).to(tl.int64)
     row = tl.arange(0, GROUP * QUERIES)
     head, query = row // QUERIES, row % QUERIES
     real = (head < group) & (query < queries)
     page = tl.load(table + unit * n + col, mask=col < n, other=-1).to(tl.int64)
-    inside = (page >= 0)[:, None] & (lane < dim)[None, :]
-    here = page[:, None] * dim + lane[None, :]
-    most, least = tl.load(high + here, mask=inside, other=0.0), tl.load(low + here, mask=inside, other=0.0)
-    place = ((unit * group + head) * queries + query)[:, None] * dim + lane[None, :]
-    mine = tl.load(q + place, mask=real[:, None] & (lane < dim)[None, :], other=0.0)
-    if WIDE:
-        mine, most, least = mine.to(tl.float32), most.to(tl.float32), least.to(tl.float32)
-    zero = tl.zeros_like(mine)
-    bound = tl.dot(tl.where(mine > 0, mine, zero), tl.trans(most), input_precision="ieee")
-    bound = tl.dot(tl.where(mine < 0, mine, zero), tl.trans(least), bound, input_precision="ieee") * scale
+    place = ((unit * group + head) * queries + query)[:, None] * dim
+    bound = tl.zeros([GROUP * QUERIES, PAGES], tl.float32)
+    for part in range(PARTS):  # short sums round less
+        lane = part * D + tl.arange(0, D)
+        inside, here = (page >= 0)[:, None] & (lane < dim)[None, :], page[:, None] * dim + lane[None, :]
+        most, least = tl.load(high + here, mask=inside, other=0.0), tl.load(low + here, mask=inside, other=0.0)
+        mine = tl.load(q + place + lane[None, :], mask=real[:, None] & (lane < dim)[None, :], other=0.0)
+        if WIDE:
+            mine, most, least = mine.to(tl.float32), most.to(tl.float32), least.to(tl.float32)
+        zero = tl.zeros_like(mine)
+        above = tl.dot(tl.where(mine > 0, mine, zero), tl.trans(most), input_precision="ieee")
+        bound += tl.dot(tl.where(mine < 0, mine, zero), tl.trans(least), above, input_precision="ieee")
+    bound *= scale
     bound = tl.where(real[:, None] & (page >= 0)[None, :], bound, float("-inf"))
     best = tl.max(tl.reshape(bound, [GROUP, QUERIES, PAGES]), 1)
     each = tl.arange(0, GROUP)
@@ -59,9 +59,10 @@ def page_bounds(
     if out.numel():
         wide = not q.dtype == low.dtype == high.dtype or q.element_size() > 2
         pages, d = 32 if wide or n <= 4096 else 64, max(16, triton.next_power_of_2(dim))
+        part = min(d, 32) if wide else d
         _bounds[(triton.cdiv(n, pages), batch * kv_heads)](
             q.contiguous(), low.contiguous(), high.contiguous(), table.contiguous(), out,
             kv_heads, heads // kv_heads, queries, n, dim, scale,
-            GROUP=tall, QUERIES=deep, PAGES=pages, D=d, WIDE=wide, num_warps=4, **in_a_row(q.device),
+            GROUP=tall, QUERIES=deep, PAGES=pages, D=part, PARTS=d // part, WIDE=wide, num_warps=4,
         )  # fmt: skip
     return out
