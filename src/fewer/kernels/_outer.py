@@ -48,4 +48,3 @@ def outer(typing, a, b, out, row, column, depth, turned, adds):
 
     i = types.int64
     return types.void(a, b, out, i, i, i, turned, adds), make
-

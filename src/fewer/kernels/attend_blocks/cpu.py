@@ -119,7 +119,11 @@ def _attend(q, k, v, some, counts, all_, fulls, high, wide, place, now, scale, w
             for j in range(dim):
                 turned[j, i - begin] = widen(q[b, h, i, j]) * scale
         keys, values = np.empty((KEYS, dim), np.float32), np.zeros((KEYS, columns), np.float32)
-        s, sums, state = np.empty((KEYS, broad), np.float32), np.empty((broad, columns), np.float32), np.empty((3, broad), np.float32)
+        s, sums, state = (
+            np.empty((KEYS, broad), np.float32),
+            np.empty((broad, columns), np.float32),
+            np.empty((3, broad), np.float32),
+        )
         _tile(turned, k[b, kv], v[b, kv], rows, asks, total, mine, here, window, cap, keys, values, s, sums, state)
         _finish(sums, state, out[b, h, begin:end], lse[b, h, begin:end])
 
@@ -144,5 +148,16 @@ def attend_blocks(
     lists = (blocks.kv_indices, blocks.kv_num_blocks, blocks.full_kv_indices, blocks.full_kv_num_blocks)
     named = [t.contiguous().numpy() for t in lists]
     read = (*named, high, wide, at.contiguous().numpy(), now.contiguous().numpy())
-    _attend(view(q), view(k), view(v), *read, np.float32(scale), window, np.float32(cap), order.numpy(), out.numpy(), lse.numpy())
+    _attend(
+        view(q),
+        view(k),
+        view(v),
+        *read,
+        np.float32(scale),
+        window,
+        np.float32(cap),
+        order.numpy(),
+        out.numpy(),
+        lse.numpy(),
+    )
     return out.to(q.dtype), lse.to(torch.promote_types(q.dtype, torch.float32))

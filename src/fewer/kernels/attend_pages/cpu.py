@@ -159,7 +159,11 @@ def attend_pages(
     cap: float = 0.0,
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     threads()
-    lists, tasks, wide = table.shape[0] * table.shape[1], nb.get_num_threads(), torch.promote_types(q.dtype, torch.float32)
+    lists, tasks, wide = (
+        table.shape[0] * table.shape[1],
+        nb.get_num_threads(),
+        torch.promote_types(q.dtype, torch.float32),
+    )
     few = (scale * q.detach().float()).reshape(lists, -1, q.shape[-1])
     high = now.amax(-1).repeat_interleave(table.shape[1])
     low = (now.amin(-1) - window + 1 if window else torch.zeros_like(now[:, 0])).clamp(min=0)
