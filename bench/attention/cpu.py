@@ -111,6 +111,7 @@ def prefill(length: int, rounds: int) -> Iterator[list[dict]]:
         what = dict(op="prefill", part="prefill", keys=length, pattern=name)
         what["density"] = blocks.keep().sum().item() / full  # of causal blocks
         times = interleaved(calls, rounds, limit=20)
+        print(f"  {name}: " + ", ".join(f"{n} {t['least'] * 1e3:.1f} ms" for n, t in times.items()), flush=True)
         yield [what | dict(name=n, first_call=first.get(n)) | t for n, t in times.items()]
 
 

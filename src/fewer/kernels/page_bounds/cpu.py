@@ -55,7 +55,7 @@ def page_bounds(
     table: Int32[Tensor, "batch kv_heads reads"],
 ) -> Float[Tensor, "batch kv_heads reads"]:
     threads()
-    few = q.detach().float().reshape(table.shape[0] * table.shape[1], -1, q.shape[-1])
+    few = q.detach().float().reshape(table.shape[0] * table.shape[1], -1, q.shape[-1]).contiguous()
     names = table.reshape(len(few), -1).contiguous().numpy()
     out = torch.empty(names.shape)
     _bounds(few.clamp(min=0).numpy(), few.clamp(max=0).numpy(), view(low), view(high), names, out.numpy())
