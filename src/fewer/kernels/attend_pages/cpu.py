@@ -159,20 +159,16 @@ def attend_pages(
     cap: float = 0.0,
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     threads()
-    lists, tasks, wide = (
-        table.shape[0] * table.shape[1],
-        nb.get_num_threads(),
-        torch.promote_types(q.dtype, torch.float32),
-    )
-    few = (scale * q.detach().float()).reshape(lists, -1, q.shape[-1])
+    lists, tasks = table.shape[0] * table.shape[1], nb.get_num_threads()
+    few = (scale * q.detach().float()).reshape(lists, -1, q.shape[-1]).contiguous()
     high = now.amax(-1).repeat_interleave(table.shape[1])
     low = (now.amin(-1) - window + 1 if window else torch.zeros_like(now[:, 0])).clamp(min=0)
     low = low.repeat_interleave(table.shape[1])
     rows = torch.empty(lists, table.shape[-1] * at.shape[1] + CHUNK + LANES, dtype=torch.int32)
-    place, start = torch.empty_like(rows), torch.zeros(lists + 1, dtype=torch.int64)
+    place, counts = torch.empty_like(rows), torch.zeros(lists + 1, dtype=torch.int64)
     names = table.reshape(lists, -1)
-    _list(*(t.contiguous().numpy() for t in (names, at, low, high)), rows.numpy(), place.numpy(), start[1:].numpy())
-    start = start.cumsum(0).numpy()
+    _list(*(t.contiguous().numpy() for t in (names, at, low, high)), rows.numpy(), place.numpy(), counts[1:].numpy())
+    start = counts.cumsum(0).numpy()
     parts = torch.empty(lists + tasks, few.shape[1], v.shape[-1])
     best, total = torch.empty(2, *parts.shape[:2]).numpy()
     keys, values = view(k.flatten(0, 1)), view(v.flatten(0, 1))
@@ -180,4 +176,6 @@ def attend_pages(
     _pieces(few.numpy(), keys, values, *listed, parts.numpy(), best, total, tasks)
     out, lse = torch.empty(lists, *parts.shape[1:]), torch.empty(lists, parts.shape[1])
     _merge(start, parts.numpy(), best, total, tasks, out.numpy(), lse.numpy())
-    return out.view(*q.shape[:-1], -1).to(q.dtype), lse.view(q.shape[:-1]).to(wide)
+    return out.view(*q.shape[:-1], -1).to(q.dtype), lse.view(q.shape[:-1]).to(
+        torch.promote_types(q.dtype, torch.float32)
+    )
