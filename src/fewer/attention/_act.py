@@ -150,9 +150,18 @@ def pick_by_score(
     pattern: ByScore, budget: Budget, q: Query, digest: Digest, length: Int[Tensor, "batch kv_heads"]
 ) -> Keep:
     """The blocks that one query reads of caches of different lengths, `[batch, kv_heads, 1, blocks]`."""
-    score = together(pattern.score(q, digest), length.shape[1])
-    last = (-(-length.to(q.device) // pattern.block) - 1).clamp(min=0)[..., None]
-    return choose(score, last, budget, pattern) & (length.to(q.device) > 0)[..., None, None]
+    length = length.to(q.device)
+    last = (-(-length // pattern.block) - 1).clamp(min=0)[..., None]
+    score = pattern.score(q, digest)
+    block, own = (
+        torch.arange(score.shape[-1], device=q.device),
+        last.repeat_interleave(score.shape[1] // last.shape[1], 1),
+    )
+    behind = block >= own[..., None]  # what has no digest yet: the newest is always read
+    score = score.masked_fill(behind & (own[..., None] > 0), -torch.inf).masked_fill(
+        behind & (own[..., None] == 0), 0.0
+    )
+    return choose(together(score, length.shape[1]), last, budget, pattern) & (length > 0)[..., None, None]
 
 
 def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor, "batch kv_heads"]) -> Keep:

@@ -25,6 +25,7 @@ class Forgetting:
     layers: int
     allocator: Allocator | None = None
     correctors: tuple[Corrector, ...] = ()
+    project: Float[Tensor, "heads dim hidden"] | None = None  # the output projection, by heads
 
     @property
     def counts_received(self) -> bool:
@@ -44,7 +45,7 @@ class Forgetting:
         beside = ("received",) if self.counts_received else ()
         k, v, at, *more = store.read(*beside)
         there = more[0] / (int(now.max()) + 1 - at).clamp(min=1) if more else None
-        past = Past(k, v, at, q, now, seen, scale, rope, there)
+        past = Past(k, v, at, q, now, seen, scale, rope, there, self.project, self.layer)
         counts = past.counts(self.budget)
         if self.allocator is not None:
             score = self.evictor.score(past).masked_fill(~past.real, -torch.inf)  # type: ignore[attr-defined]
@@ -56,7 +57,7 @@ class Forgetting:
             return store.keep(keep)
         for corrector in self.correctors:
             past = corrector.correct(past, keep)
-        store.keep(keep, past.k, past.v)
+        store.keep(keep, past.k, past.v, past.at)
 
     def check(self) -> None:
         """ValueError for what cannot be done."""

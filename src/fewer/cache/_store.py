@@ -71,11 +71,18 @@ class Store:
         at = self.at[pages].masked_fill(named[..., None] < 0, -1).flatten(2)[:, :, :n]
         return out[0], out[1], at, *out[2:]
 
-    def keep(self, keep: Keep, k: Cached | None = None, v: Cached | None = None) -> None:
-        """Forget the rest, and give its pages back; with `k` and `v`, what stays is stored anew."""
+    def keep(
+        self,
+        keep: Keep,
+        k: Cached | None = None,
+        v: Cached | None = None,
+        at: Int[Tensor, "batch heads n"] | None = None,
+    ) -> None:
+        """Forget the rest, and give its pages back; with `k`, `v` and `at`, what stays is stored anew."""
         there = self.read(*self.beside)
         keep = keep & (there[2] >= 0)
-        old_k, old_v, at, *more = there
+        old_k, old_v, old_at, *more = there
+        at = old_at if at is None else at
         order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)
         count = keep.sum(-1)
         most = int(count.max())

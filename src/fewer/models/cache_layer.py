@@ -73,7 +73,9 @@ class Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, cache_kwargs: Any = None, kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """The new ones alone: the attention that comes next takes them in."""
         if not self.awaited:
             raise RuntimeError(

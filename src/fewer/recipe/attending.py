@@ -3,43 +3,24 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore, Pattern
+from fewer.attention import ByScore
 from fewer.attention._act import Digests, allowed_slots, dense, named, pick, pick_by_score, sparse
-from fewer.cache import Rope
-from fewer.cache._act import Forgetting, received
-from fewer.cache._store import PAGE, Store
+from fewer.cache._act import received
+from fewer.cache._store import Store
 from fewer.core import Change
 from fewer.kernels import attend_pages
-from fewer.models.attention import attended, attentions, kinds, rotary
+from fewer.models.attention import attended
 from fewer.models.cache_layer import Asked, Engine, Memory
 
-from .steps import Recipe, Step, kind
+from .steps import Recipe, Step
+from .ways import Ways, ways_of
 
-PHASES = ("prefill", "decode")
 FEW = 16  # new tokens that are a step of decoding
 AXES = ("attention", "cache")
-
-
-@dataclass(frozen=True)
-class Ways:
-    """What one attention module does: a pattern for each phase, and what it forgets."""
-
-    name: str
-    prefill: Step | None = None
-    decode: Step | None = None
-    forget: Forgetting | None = None
-    rope: Rope | None = None
-
-    @property
-    def page(self) -> int:
-        """Slots of a page: a block of the pattern that decodes, where that is a good size."""
-        size = self.decode.method.block if self.decode else PAGE
-        return size if 8 <= size <= 128 else PAGE
 
 
 @dataclass(eq=False)
@@ -56,6 +37,7 @@ class Remembered(Memory):
     now: Tensor | None = None
     since: int = 0  # tokens since the last that were forgotten
     digests: Digests | None = None
+    steps: int = 0  # of decoding
 
     def crop(self, tokens: int) -> None:
         if self.store.k is None:
@@ -103,6 +85,7 @@ class Attending(Engine):
     ways: dict[nn.Module, Ways]
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
+    chosen: Tensor | None = None  # what the last that looked, a layer or a step ago, chose to read
 
     def memory(self, module: nn.Module, index: int) -> Remembered:
         ways = self.ways[module]
@@ -155,7 +138,7 @@ class Attending(Engine):
         a, store, table = asked, memory.store, memory.store.table
         k, v, at = store.k, store.v, store.at
         if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and self._saves(s, store):
-            keep = self._keep(memory, s, a.q)
+            keep = self._chosen(memory, s, a.q)
             if (size := s.method.block) % store.page:  # blocks of a few slots each, within a page
                 parts = store.page // size
                 k, v, at = (t.view(-1, size, *t.shape[2:]) for t in (k, v, at))
@@ -169,6 +152,20 @@ class Attending(Engine):
         blocks = -(-store.longest // s.method.block)
         keeps = s.budget.of(blocks) if not isinstance(s.budget.keep, int) else max(1, s.budget.keep // s.method.block)
         return keeps < blocks
+
+    def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
+        """What the pattern chooses, or chose last where it does not look; the newest block is always read."""
+        looks = s.method.looks(list(self.ways.values()).index(memory.ways), memory.steps)
+        memory.steps += 1
+        there = -(-memory.store.longest // s.method.block)
+        again = self.chosen
+        if looks or again is None or again.shape[:2] != memory.store.length.shape or again.shape[-1] > there:
+            self.chosen = self._keep(memory, s, q)
+            return self.chosen
+        keep = nn.functional.pad(again, (0, there - again.shape[-1]))
+        last = (-(-memory.store.length // s.method.block) - 1).clamp(min=0)[..., None, None].to(keep.device)
+        block = torch.arange(there, device=keep.device)
+        return (keep | (block == last)) & (block <= last)
 
     @staticmethod
     def _keep(memory: Remembered, s: Step, q: Tensor) -> Tensor:
@@ -226,67 +223,11 @@ def _sunk(answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
     return out * (lse - asked.sinks[None, :, None].float()).sigmoid()[..., None].to(out.dtype)
 
 
-def attending(model: nn.Module, steps: Recipe, every: int = 64) -> Attending:
-    """The engine for these steps; all that can be refused is refused here."""
-    found = attentions(model)
-    if every < 1:
-        raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
-    types, mine = kinds(model), {name: {} for name, _ in found}
-    for s in steps:
-        where, phases = _places(s)
-        chosen = [name for name, _ in found if _matches(name, where)]
-        if not chosen:
-            raise ValueError(
-                f"no attention module matches {s.where!r}; there are: {', '.join(n for n, _ in found[:3])}, ..."
-            )
-        for i, name in enumerate(chosen):
-            if s.axis == "cache":
-                mine[name]["forget"] = Forgetting(s.method, s.budget, i, len(chosen), s.allocator, s.correctors)
-                mine[name]["forget"].check()
-            else:
-                _check_pattern(s)
-                mine[name] |= dict.fromkeys(phases, s)
-    ways = {}
-    for name, module in found:
-        layer = getattr(module, "layer_idx", None)
-        turns = rotary(model, types[layer] if layer is not None and layer < len(types) else "")
-        ways[module] = Ways(name, rope=None if turns is None else Rope(turns), **mine[name])
-    return Attending(ways, every)
-
-
 @contextlib.contextmanager
 def attending_to(model: nn.Module, steps: Recipe, every: int = 64) -> Iterator[Attending]:
     """Do the steps while this is open."""
-    engine = attending(model, steps, every)
+    if every < 1:
+        raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
+    engine = Attending(ways_of(model, steps), every)
     with attended(model, engine):
         yield engine
-
-
-def _places(s: Step) -> tuple[list[str], list[str]]:
-    words = [w.strip() for w in s.where.split(",")]
-    phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
-    return [w for w in words if w not in PHASES] or ["*"], phases
-
-
-def _matches(name: str, words: list[str]) -> bool:
-    yes = [w for w in words if not w.startswith("!")] or ["*"]
-    no = [w.lstrip("! ") for w in words if w.startswith("!")]
-    return any(fnmatchcase(name, w) for w in yes) and not any(fnmatchcase(name, w) for w in no)
-
-
-def _check_pattern(s: Step) -> None:
-    if not isinstance(s.method, Pattern):
-        raise ValueError(
-            f"{s.method.name} is of kind {kind(type(s.method)).lower()}: write a pattern, such as attention/quest"
-        )
-    if s.budget.group or s.budget.unit != (1, 1) or s.budget.scope != "row":
-        raise ValueError(f"a query reads a share or a number of keys, not '{s.budget}'; write '10%' or '2048'")
-    if s.allocator or s.correctors:
-        raise ValueError(
-            f"{s.method.name}: nothing divides or corrects what is read yet; write '{s.method.name} {s.budget}'"
-        )
-    size = s.method.block
-    if not (size % PAGE == 0 or PAGE % size == 0):
-        raise ValueError(
-            f"{s.method.name}: blocks of {size} keys do not divide into pages; write block=16, 32, 64 or 128, or 1 to 8"
-        )
