@@ -26,7 +26,7 @@ def accuracy(
     of equal lengths are decoded together, so nothing is padded; those of one question have equal lengths, but for a
     token here and there.
 
-    `model` is a causal model of transformers; one without `past_key_values` works too, reading all again for each
+    `model` is a causal model of transformers; one without a cache works too, reading all again for each
     token.
     """
     right = answers(model, tokenizer, tasks, batch, progress)
@@ -78,16 +78,18 @@ def _greedy(
 ) -> tuple[Int[Tensor, "batch count"], Int[Tensor, "batch unread"], Any]:
     """The likeliest `count` tokens after what is cached and `ids`, what the model has yet to read, and the cache."""
     takes = inspect.signature(model.forward if hasattr(model, "forward") else model).parameters
-    cached = "past_key_values" in takes
+    name = next(
+        (n for n in ("cache", "past_key_values") if n in takes), None
+    )  # the second was transformers' until 5.23
     options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     said, unread = [], ids.to(device_of(model))
     with at_rest(model):
         for _ in range(count):
-            if cached:
-                out = model(input_ids=unread, past_key_values=cache, use_cache=True, **options)
-                cache = out.past_key_values
+            if name:
+                out = model(input_ids=unread, use_cache=True, **{name: cache}, **options)
+                cache = getattr(out, name)
             else:
                 out = model(input_ids=unread, **options)
             said.append(out.logits[:, -1:].argmax(-1))
-            unread = said[-1] if cached else torch.cat([unread, said[-1]], 1)
+            unread = said[-1] if name else torch.cat([unread, said[-1]], 1)
     return torch.cat(said, 1).cpu(), unread.cpu(), cache
