@@ -280,3 +280,15 @@ def test_a_model_without_such_attention_is_named():
 def test_every_step_reads_as_it_is_written():
     for text in (*WHOLE, "cache/key_norm 25% @ *.0.*", "attention/quest(block=32) 2048 @ decode"):
         assert str(recipe(text)[0]) == text
+
+
+def test_recall_is_a_command(capsys, bundled_text=("--tokens", "300", "--count", "2", "--turns", "2")):
+    from fewer.cli import main
+
+    assert (
+        main(["recall", "bundled", "--axes", "cache", "--methods", "key_norm", "--budgets", "100%", *bundled_text]) == 0
+    )
+    out = capsys.readouterr().out
+    dense, *rest = [line.split()[1:] for line in out.splitlines() if line.startswith(("dense", "cache/"))]
+    assert len(rest) == 2 and all(row[1] == dense[0] for row in rest), "a full budget answers as the model does"
+    assert main(["recall", "bundled", "--axes", "weights"]) == 2
