@@ -25,7 +25,7 @@ QUIET   := NO_MKDOCS_2_WARNING=1
 # Two budgets and a third of the text: minutes. The whole is the same command without these choices.
 demo: $(VENV)/.installed
 	$(VENV)/bin/fewer frontier bundled --axes weights --budgets 50%,2:4 --calibration 8 --test 8 --length 256 --report report.html
-	@echo "All budgets on three times the text, which takes three times as long: $(VENV)/bin/fewer frontier bundled --report report.html"
+	@echo "All budgets on three times the text, which takes about five times as long: $(VENV)/bin/fewer frontier bundled --report report.html"
 
 test: lint
 	@echo "== tests, $(JOBS) processes"

@@ -143,14 +143,14 @@ class Store:
         self.beside = {b: torch.empty(0, self.page, device=device) for b in beside or ()}
 
     def _room(self, length: Int[Tensor, "batch heads"]) -> None:
-        """Pages for so many slots in each head; the pools grow by at least an eighth once they have begun."""
+        """Pages for so many slots in each head; the pools grow by at least a 32nd once they have begun."""
         have, need = -(-self.length // self.page), -(-length // self.page)
         fresh = need - have
         if not int(fresh.sum()):
             return
         pages, wide = self.used + int(fresh.sum()), int(need.max())
         if pages > len(self.at):
-            size = pages if not self.used else max(pages, self.used + self.used // 8)
+            size = pages if not self.used else max(pages, self.used + self.used // 32)
             for name in ("k", "v", "at"):
                 setattr(self, name, _grown(getattr(self, name), size))
             self.beside = {b: _grown(x, size) for b, x in self.beside.items()}
