@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewer.core import Budget
 from fewer.kernels import attend_blocks
-from fewer.layout import Blocks
+from fewer.layout import Blocks, to_pages
 
 from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, choose, together
 
@@ -187,6 +187,4 @@ def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor,
 def named(keep: Keep, table: Int32[Tensor, "batch kv_heads pages"], each: int) -> Int32[Tensor, "batch kv_heads reads"]:
     """The pages of the chosen blocks, `each` of them a block, in order; -1 behind them."""
     keep = keep[:, :, 0].repeat_interleave(each, -1)[..., : table.shape[-1]]
-    most = int(keep.sum(-1).max())
-    order = (~keep).byte().argsort(dim=-1, stable=True)[..., :most]
-    return table.gather(-1, order).masked_fill(~keep.gather(-1, order), -1)
+    return to_pages(keep, table)
