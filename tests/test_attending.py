@@ -42,6 +42,7 @@ def padded(rows):
 @pytest.mark.parametrize("step", WHOLE)
 def test_a_full_budget_is_the_model_itself(family, step):
     model, x = build(family), ids(2)
+    before = model.config._attn_implementation
     x, mask = padded([x[0], x[1, :19]])
     with torch.no_grad():
         plain = model(x, attention_mask=mask).logits
@@ -52,7 +53,8 @@ def test_a_full_budget_is_the_model_itself(family, step):
     real = mask.bool()
     assert torch.allclose(ours[real], plain[real], atol=1e-3)
     assert torch.allclose(again, last, atol=1e-3)
-    assert torch.equal(model(x, attention_mask=mask).logits, plain), "on leaving, attention is the model's own"
+    left = model(x, attention_mask=mask).logits  # experts' sums may come out otherwise in their last bit, run by run
+    assert torch.allclose(left, plain, atol=1e-5) and model.config._attn_implementation == before
 
 
 def prefilled(model, x, mask):

@@ -153,14 +153,9 @@ def pick_by_score(
     length = length.to(q.device)
     last = (-(-length // pattern.block) - 1).clamp(min=0)[..., None]
     score = pattern.score(q, digest)
-    block, own = (
-        torch.arange(score.shape[-1], device=q.device),
-        last.repeat_interleave(score.shape[1] // last.shape[1], 1),
-    )
-    behind = block >= own[..., None]  # what has no digest yet: the newest is always read
-    score = score.masked_fill(behind & (own[..., None] > 0), -torch.inf).masked_fill(
-        behind & (own[..., None] == 0), 0.0
-    )
+    own = last.repeat_interleave(score.shape[1] // last.shape[1], 1)[..., None]
+    behind = torch.arange(score.shape[-1], device=q.device) >= own  # what has no digest yet: the newest is always read
+    score = score.masked_fill(behind, -torch.inf).masked_fill(behind & (own == 0), 0.0)
     return choose(together(score, length.shape[1]), last, budget, pattern) & (length > 0)[..., None, None]
 
 
@@ -187,4 +182,4 @@ def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor,
 def named(keep: Keep, table: Int32[Tensor, "batch kv_heads pages"], each: int) -> Int32[Tensor, "batch kv_heads reads"]:
     """The pages of the chosen blocks, `each` of them a block, in order; -1 behind them."""
     keep = keep[:, :, 0].repeat_interleave(each, -1)[..., : table.shape[-1]]
-    return to_pages(keep, table)
+    return to_pages(keep, table[..., : keep.shape[-1]])
