@@ -87,9 +87,9 @@ def test_no_key_of_a_page_exceeds_its_bound(backend):
     q, pages = torch.randn(1, 8, 2, 48), torch.randn(1, 2, 50, 16, 48)
     low, high = (t.reshape(-1, 48) for t in (pages.amin(3), pages.amax(3)))
     table = torch.arange(100).view(1, 2, 50).int()
-    bound = load("page_bounds", backend)(q, low, high, table)
-    score = q.view(1, 2, 8, 1, 48) @ pages.flatten(2, 3)[:, :, None].mT
-    best = score.view(1, 2, 8, 50, 16).amax((2, 4))
+    bound = load("page_bounds", backend)(q, low, high, table, 1.0)
+    score = q.view(1, 2, 4, 2, 48) @ pages.flatten(2, 3)[:, :, None].mT
+    best = score.view(1, 8, 2, 50, 16).amax((2, 4))
     assert (bound >= best - 1e-4).all() and (bound < 4 * best.abs() + 50).all()
 
 

@@ -35,8 +35,8 @@ def grouped(q, k, v):
 
 def chosen(q, k, v, at, now, low, high, table):
     """Quest: bound every page, take the best, read those."""
-    bound = load("page_bounds", "cpu")(q, low, high, table)
-    keep = top_k(bound, BUDGET // PAGE)
+    bound = load("page_bounds", "cpu")(q, low, high, table, DIM**-0.5)
+    keep = top_k(bound.view(1, SHARED, -1, bound.shape[-1]).amax(2), BUDGET // PAGE)
     best = table[keep].view(1, SHARED, -1)
     return load("attend_pages", "cpu")(q, k, v, at, best, now, DIM**-0.5)[0]
 
