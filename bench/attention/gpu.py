@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -25,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from bench.kernels import _device as device
+from bench.kernels._run import Run
 from fewer.kernels import load
 from fewer.kernels.attend_blocks import gpu as blocks_gpu
 from fewer.layout import Blocks
@@ -34,45 +33,6 @@ from . import _decode
 TINY = not device.CUDA
 DEVICE, DTYPE = ("cpu", torch.float16) if TINY else ("cuda", torch.bfloat16)
 HEADS, KV_HEADS, DIM, BLOCK = (4, 2, 16, 16) if TINY else (32, 8, 128, 128)
-
-
-class Run:
-    """What has been found so far; written after each part, so that a later failure loses nothing."""
-
-    def __init__(self, limit: float, parts: str):
-        self.wanted, self.begin, self.limit = re.compile(parts), time.time(), limit
-        self.bandwidth = device.copy_bandwidth()
-        self.found: dict = {"machine": device.machine(self.bandwidth), "results": [], "failed": {}, "skipped": []}
-
-    def part(self, name: str, do: Callable, *args: object) -> None:
-        if not self.wanted.search(name):
-            return
-        if time.time() - self.begin > self.limit:
-            self.found["skipped"].append(name)
-            return
-        try:
-            do(self, *args)
-        except Exception as why:
-            self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:400]}"
-        if device.CUDA:
-            torch.cuda.empty_cache()
-        print(f"[{time.time() - self.begin:4.0f} s] {name}", flush=True)
-        folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ("gpu-tiny.json" if TINY else "gpu.json")).write_text(json.dumps(self.found, indent=1) + "\n")
-
-    def time(self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int, graphs: bool) -> None:
-        """`size` in bytes tells what part of the time the memory needs."""
-        failed: dict[str, str] = {}
-        for name, t in device.interleaved(calls, replays, failed, graphs).items():
-            bound = {"of_bound": size[name] / self.bandwidth / t["seconds"]} if name in size else {}
-            self.found["results"].append(what | {"name": name} | t | bound)
-            label = " ".join(str(v) for v in what.values())
-            spread = f"({t['q25'] * 1e6:.1f}-{t['q75'] * 1e6:.1f})"
-            print(f"{label} {name}: {t['seconds'] * 1e6:.1f} us {spread} {bound.get('of_bound', 0):.0%}", flush=True)
-        self.found["failed"] |= {f"{what} {name}": why for name, why in failed.items()}
-        for name, why in failed.items():
-            print(f"FAILED {name}: {why}"[:300], flush=True)
 
 
 def normal(*size: int, seed: int = 0) -> torch.Tensor:
@@ -189,19 +149,20 @@ def main() -> None:
     parse.add_argument("--parts", default="", help="only parts whose name this finds, such as 'prefill|decode'")
     args = parse.parse_args()
     short, long = (64, 128) if TINY else (1 << 15, 1 << 17)
-    run = Run(args.limit, args.parts)
+    file = "gpu-tiny.json" if TINY else "gpu.json"
+    run = Run(args.limit, args.parts, pathlib.Path(__file__).parent / "results", file)
     with torch.no_grad():
         if args.tune:
-            run.part("tune pages", _decode.tune, short)
-            run.part("tune blocks .1", tune, short, 0.1)
-            run.part("tune blocks .25", tune, short, 0.25)
+            run.part("tune pages", _decode.tune, run, short)
+            run.part("tune blocks .1", tune, run, short, 0.1)
+            run.part("tune blocks .25", tune, run, short, 0.25)
         for length, batch, page in [(n, 1, p) for n in (short, long) for p in (16, 32, 64)] + [(short, 8, 32)]:
-            run.part(f"decode {length} {batch} {page}", _decode.decode, length, batch, page)
+            run.part(f"decode {length} {batch} {page}", _decode.decode, run, length, batch, page)
         for length in (short, long):
             for density in (0.05, 0.1, 0.25):
-                run.part(f"prefill {length} {density}", prefill, length, density)
+                run.part(f"prefill {length} {density}", prefill, run, length, density)
         for density in (0.05, 0.1, 0.25):
-            run.part(f"train {short} {density}", train, short, density)
+            run.part(f"train {short} {density}", train, run, short, density)
     print(json.dumps(run.found["machine"]), json.dumps(run.found["failed"])[:3000], run.found["skipped"])
 
 

@@ -6,18 +6,17 @@ Writes $OUT/features-gpu.json after each part (bench/features/results/ without $
 import argparse
 import importlib
 import json
-import os
 import pathlib
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
 import fewer.kernels as kernels
 from bench.kernels import _device as device
+from bench.kernels._run import Run
 from fewer.kernels.adam import Move
 from fewer.layout import Codes
 
@@ -28,34 +27,6 @@ from ._steps import Ours, Plain, bound, data
 OPS = ("encode", "decode", "correlate", "collect", "adam", "places", "prefixes", "residual")
 SHAPES = {"gemma": (2304, 65536, 64, 4096), "gpt2": (768, 16384, 32, 4096)}
 TINY = {"tiny": (48, 9000, 4, 8)}
-
-
-class Run:
-    """What has been found so far; a part that fails or comes too late loses nothing of the others."""
-
-    def __init__(self, limit: float, parts: list[str]):
-        self.begin, self.limit, self.parts = time.time(), limit, parts
-        self.found: dict = {"machine": device.machine(device.copy_bandwidth()), "failed": {}, "skipped": []}
-
-    def part(self, name: str, do: Callable[..., object], *args: object) -> None:
-        if self.parts and not any(p in name for p in self.parts):
-            return
-        if time.time() - self.begin > self.limit:
-            self.found["skipped"].append(name)
-            return
-        try:
-            self.found[name] = do(*args)
-        except Exception as why:
-            self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:600]}"
-        if CUDA:
-            torch.cuda.empty_cache()
-        print(
-            f"[{time.time() - self.begin:4.0f} s] {name}: {json.dumps(self.found.get(name, 'FAILED'))[:1500]}",
-            flush=True,
-        )
-        folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "features-gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
 
 
 def checks() -> list:
@@ -250,7 +221,8 @@ def main() -> None:
     parse.add_argument("--limit", type=float, default=110, help="seconds after which no further part is begun")
     parse.add_argument("--parts", default="", help="only parts whose name holds one of these, comma between")
     args = parse.parse_args()
-    run = Run(args.limit, [p for p in args.parts.split(",") if p])
+    parts = "|".join(re.escape(p) for p in args.parts.split(",") if p)
+    run = Run(args.limit, parts, pathlib.Path(__file__).parent / "results", "features-gpu.json")
     shapes = TINY if args.tiny else SHAPES
     run.part("checks", checks)
     run.part("tune", tune, *((48, 90, 4, 3) if args.tiny else SHAPES["gemma"]))

@@ -7,12 +7,9 @@ that the environment variable OUT names, else beside this file.
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
-import re
 import sys
-import time
 from functools import partial
 
 if "--tiny" in sys.argv:
@@ -28,54 +25,13 @@ from . import _device as device
 from ._cuts import CUTS, launches
 from ._measure import copies
 from ._report import report
+from ._run import Run
 
 DEVICE = "cuda" if device.CUDA else "cpu"
 SMALL = torch.bfloat16 if device.CUDA else torch.float16  # the interpreter has no bfloat16 to be trusted
 BATCHES = (1, 4, 16)
 MANY = (256, 1024, 4096)  # tokens of a prompt
 NM = {0.5: (2, 4), 0.125: (1, 8)}
-
-
-class Run:
-    """What has been found so far; written after each part, so that a later failure loses nothing."""
-
-    def __init__(self, limit: float, parts: str = ""):
-        self.wanted = re.compile(parts)
-        self.begin, self.limit, self.bandwidth = time.time(), limit, device.copy_bandwidth()
-        self.found: dict = {"machine": device.machine(self.bandwidth), "checks": [], "results": [], "failed": {}}
-        self.found["skipped"] = []
-
-    def part(self, name: str, do, *args) -> None:
-        if not self.wanted.search(name):
-            return
-        if time.time() - self.begin > self.limit:
-            self.found["skipped"].append(name)
-            return
-        try:
-            do(self, *args)
-        except Exception as why:
-            self.found["failed"][name] = f"{type(why).__name__}: {str(why)[:400]}"
-        if device.CUDA:
-            torch.cuda.empty_cache()
-        print(f"[{time.time() - self.begin:4.0f} s] {name}", flush=True)
-        self.write()
-
-    def write(self) -> None:
-        folder = pathlib.Path(os.environ.get("OUT") or pathlib.Path(__file__).parent / "results")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ("gpu.json" if device.CUDA else "gpu-tiny.json")).write_text(json.dumps(self.found, indent=1) + "\n")
-
-    def time(
-        self, what: dict, calls: dict[str, list], size: dict[str, int], replays: int = 20, graphs: bool = True
-    ) -> None:
-        failed: dict[str, str] = {}
-        for name, t in device.interleaved(calls, replays, failed, graphs).items():
-            bound = (
-                {"of_bound": size[name] / self.bandwidth / t["seconds"], "bytes": size[name]} if name in size else {}
-            )
-            self.found["results"].append(what | {"name": name} | t | bound)
-        label = " ".join(str(v) for v in what.values())
-        self.found["failed"] |= {f"{label} {name}": why for name, why in failed.items()}
 
 
 def check(run: Run, op: str, dtype: torch.dtype) -> None:
@@ -262,28 +218,30 @@ def main() -> None:
     parse.add_argument("--parts", default="", help="only parts whose name this finds, such as 'dense|sparse|prompt'")
     args = parse.parse_args()
     shapes = [(32, 64), (16, 128)] if args.tiny else [(14336, 4096), (4096, 14336)]
-    run = Run(args.limit, args.parts)
+    file = "gpu.json" if device.CUDA else "gpu-tiny.json"
+    run = Run(args.limit, args.parts, pathlib.Path(__file__).parent / "results", file)
+    run.found |= {"checks": [], "results": []}
     with torch.no_grad():
         for op in kernels.operations():
             for dtype in (torch.float32, torch.float16, torch.bfloat16)[: None if device.CUDA else 2]:
                 if "gpu" in kernels.backends(op):
-                    run.part(f"check {op} {dtype}", check, op, dtype)
+                    run.part(f"check {op} {dtype}", check, run, op, dtype)
         for shape in shapes:
-            run.part(f"check {shape}", large, *shape)
-        run.part("check of many rows", large, *(256, 64) if args.tiny else (327680, 256))  # many for each warp
-        run.part("launch", launch)
+            run.part(f"check {shape}", large, run, *shape)
+        run.part("check of many rows", large, run, *(256, 64) if args.tiny else (327680, 256))  # many for each warp
+        run.part("launch", launch, run)
         for shape in shapes:
-            run.part(f"dense {shape}", dense, *shape)
+            run.part(f"dense {shape}", dense, run, *shape)
             for density in (0.5, 0.3, 0.125, 0.1):
-                run.part(f"sparse {shape} {density}", sparse, *shape, density)
-            run.part(f"prompt {shape}", prompt, *shape)
+                run.part(f"sparse {shape} {density}", sparse, run, *shape, density)
+            run.part(f"prompt {shape}", prompt, run, *shape)
         for rows, cols, k in [(64, 256, 8), (1, 5000, 50)] if args.tiny else [
             (4096, 65536, 64), (1, 58720256, 29360128), (14336, 4096, 2048)]:  # fmt: skip
             if "gpu" in kernels.backends("top_k"):
-                run.part(f"top_k [{rows}, {cols}]", top_k, rows, cols, k)
+                run.part(f"top_k [{rows}, {cols}]", top_k, run, rows, cols, k)
         for layout, batch in CUTS if args.tune else ():
             for shape in shapes:
-                run.part(f"tune {layout} {batch} {shape}", tune, shape, layout, batch, args.tiny)
+                run.part(f"tune {layout} {batch} {shape}", tune, run, shape, layout, batch, args.tiny)
     report(run.found)
 
 
