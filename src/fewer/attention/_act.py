@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewer.core import Budget
 from fewer.kernels import attend_blocks
+from fewer.kernels._scores import scores, softmax_of
 from fewer.layout import Blocks, to_pages
 
 from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, choose, together
@@ -38,10 +39,9 @@ def dense(
         some = slice(first, first + CHUNK)
         may = allowed_slots(at, now[:, some], window, None if mask is None else mask[:, :, some], causal)
         may = may.unflatten(1, (k.shape[1], -1)) if may.shape[1] > k.shape[1] else may[:, :, None]
-        score = scale * q[:, :, some].to(wide).unflatten(1, (-1, group)) @ keys.mT
-        score = (cap * torch.tanh(score / cap) if cap else score).masked_fill(~may, -torch.inf)
-        lse = score.logsumexp(-1)
-        outs.append(((score - lse.clamp(min=torch.finfo(wide).min)[..., None]).exp() @ values).flatten(1, 2))
+        score = scores(q[:, :, some].to(wide).unflatten(1, (-1, group)), keys, scale, cap)
+        out, lse = softmax_of(score, may, values)
+        outs.append(out.flatten(1, 2))
         ends.append(lse.flatten(1, 2))
     return torch.cat(outs, 2).to(q.dtype), torch.cat(ends, 2)
 
@@ -78,23 +78,19 @@ def sparse(
 ) -> Answer:
     """The same over the blocks that a pattern reads. Each row of the batch is seen without its empty slots in front."""
     start = (at[:, 0] < 0).sum(-1).tolist()
-    if len(set(start)) > 1:
-        rows = [_row(pattern, budget, q, k, v, at, now, scale, window, cap, b, n) for b, n in enumerate(start)]
-        return torch.cat([out for out, _ in rows]), torch.cat([lse for _, lse in rows])
-    n = start[0]
-    return _row(pattern, budget, q, k, v, at, now, scale, window, cap, slice(None), n)
-
-
-def _row(pattern, budget, q, k, v, at, now, scale, window, cap, row, start) -> Answer:
-    row = slice(row, row + 1) if isinstance(row, int) else row
-    skip = max(0, start - (k.shape[2] - q.shape[2]))  # of the queries, those that are padding
-    q, now, (k, v), at = q[row, :, skip:], now[row, skip:], (t[row, :, start:] for t in (k, v)), at[row, :, start:]
-    keep = pattern.attend(q, k, budget)
-    out, lse = attend_blocks(
-        q, k, v, blocks_of(keep, pattern, (q.shape[2], k.shape[2]), window), at, now, scale, window, cap
-    )
-    pad = torch.nn.functional.pad
-    return pad(out, (0, 0, skip, 0)), pad(lse, (skip, 0), value=-torch.inf)
+    parts = [slice(None)] if len(set(start)) == 1 else [slice(b, b + 1) for b in range(len(start))]
+    outs, ends = [], []
+    for row in parts:
+        n = start[row.start or 0]
+        skip = max(0, n - (k.shape[2] - q.shape[2]))  # of the queries, those that are padding
+        mine, keys = q[row, :, skip:], k[row, :, n:]
+        keep = pattern.attend(mine, keys, budget)
+        blocks = blocks_of(keep, pattern, (mine.shape[2], keys.shape[2]), window)
+        args = v[row, :, n:], blocks, at[row, :, n:], now[row, skip:], scale, window, cap
+        out, lse = attend_blocks(mine, keys, *args)
+        outs.append(torch.nn.functional.pad(out, (0, 0, skip, 0)))
+        ends.append(torch.nn.functional.pad(lse, (skip, 0), value=-torch.inf))
+    return torch.cat(outs), torch.cat(ends)
 
 
 def blocks_of(keep: Keep, pattern: Pattern, lengths: tuple[int, int], window: int = 0) -> Blocks:
@@ -125,18 +121,15 @@ class Digests:
         if self.done is None:
             self.held = list(self.pattern.digest(keys()))
             self.done = full
-        while (self.done < full).any():
-            index = self.done.minimum(length // size - 1).clamp(min=0)
-            new = self.pattern.digest(block_of(index))
-            if int(index.max()) >= self.held[0].shape[2]:
-                self.held = [_room(d, int(index.max()) * 9 // 8 + 8) for d in self.held]
-            for d, one in zip(self.held, new, strict=True):
-                where = index.to(d.device)[..., None, *([None] * (one.ndim - 3))].expand_as(one)
-                d.scatter_(2, where, one)
-            self.done = self.done + (self.done < full)
         wide = int((-(-length // size)).max())
         if wide > self.held[0].shape[2]:
             self.held = [_room(d, wide * 9 // 8 + 8) for d in self.held]
+        while (self.done < full).any():
+            index = self.done.minimum(full - 1).clamp(min=0)
+            for d, one in zip(self.held, self.pattern.digest(block_of(index)), strict=True):
+                where = index.to(d.device)[..., None, *([None] * (one.ndim - 3))].expand_as(one)
+                d.scatter_(2, where, one)
+            self.done = self.done + (self.done < full)
         return tuple(d[:, :, :wide] for d in self.held)
 
 
@@ -179,7 +172,9 @@ def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor,
     return out
 
 
-def named(keep: Keep, table: Int32[Tensor, "batch kv_heads pages"], each: int) -> Int32[Tensor, "batch kv_heads reads"]:
+def pages_of(
+    keep: Keep, table: Int32[Tensor, "batch kv_heads pages"], each: int
+) -> Int32[Tensor, "batch kv_heads reads"]:
     """The pages of the chosen blocks, `each` of them a block, in order; -1 behind them."""
     keep = keep[:, :, 0].repeat_interleave(each, -1)[..., : table.shape[-1]]
     return to_pages(keep, table[..., : keep.shape[-1]])

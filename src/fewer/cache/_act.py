@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from fewer.core import Budget
+from fewer.kernels._scores import scores
 
 from ._protocol import Allocator, ByScore, Corrector, Evictor, Past, Recent, Rope, Score
 
@@ -21,11 +22,12 @@ class Forgetting:
 
     evictor: Evictor
     budget: Budget
-    layer: int
-    layers: int
+    turn: int  # of the modules that the step acts on, which
+    turns: int
     allocator: Allocator | None = None
     correctors: tuple[Corrector, ...] = ()
     project: Float[Tensor, "heads dim hidden"] | None = None  # the output projection, by heads
+    layer: int | None = None  # of the model
 
     @property
     def counts_received(self) -> bool:
@@ -49,7 +51,7 @@ class Forgetting:
         counts = past.counts(self.budget)
         if self.allocator is not None:
             score = self.evictor.score(past).masked_fill(~past.real, -torch.inf)  # type: ignore[attr-defined]
-            counts = self.allocator.allocate(score, counts, self.layer, self.layers)
+            counts = self.allocator.allocate(score, counts, self.turn, self.turns)
         if bool((past.real.sum(-1) <= counts).all()):
             return
         keep = self.evictor.evict(past, counts)
@@ -61,7 +63,7 @@ class Forgetting:
 
     def check(self) -> None:
         """ValueError for what cannot be done."""
-        if self.budget.group or self.budget.unit != (1, 1) or self.budget.scope != "row":
+        if not self.budget.plain:
             raise ValueError(
                 f"a cache keeps a share or a number of tokens in each head, not '{self.budget}'; write '25%', or '25% by ada'"
             )
@@ -85,8 +87,7 @@ def received(
     grouped, keys = q.unflatten(1, (k.shape[1], -1)).float(), k.float()[:, :, None]
     for first in range(0, q.shape[2], chunk):
         some = slice(first, first + chunk)
-        score = scale * grouped[:, :, :, some] @ keys.mT
-        score = cap * torch.tanh(score / cap) if cap else score
+        score = scores(grouped[:, :, :, some], keys, scale, cap)
         weight = score.masked_fill(~may[:, :, None, some], -torch.inf).softmax(-1).nan_to_num(0.0)
         total += weight.sum(3).mean(2)
     return total

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Shaped
 from torch import Tensor
 
+from fewer.kernels import places
+
 from ._protocol import Cached, Keep
 
 PAGE = 16  # slots
@@ -45,22 +47,21 @@ class Store:
         if self.k is None:
             self._begin(k, v)
         real = (at >= 0).cpu()
-        rows, places = real.nonzero(as_tuple=True)
+        rows, new = real.nonzero(as_tuple=True)
         if not len(rows):
             return
-        rank = (real.cumsum(1) - 1)[rows, places]  # which of its row's new tokens
+        rank = (real.cumsum(1) - 1)[rows, new]  # which of its row's new tokens
         heads, device = k.shape[1], k.device
         self._room(self.length + real.sum(1)[:, None])
         slot = self.length[rows].T + rank  # [heads, tokens]
         owner = self.table.cpu() if device.type == "cuda" else self.table
         page = owner[rows, torch.arange(heads)[:, None], slot // self.page].long()
         where = (page * self.page + slot % self.page).to(device)
-        new = slice(None) if len(rows) == real.numel() and len(real) == 1 else None
-        rows, places = rows.to(device), places.to(device)
+        rows, new = rows.to(device), new.to(device)
         for pool, x in ((self.k, k), (self.v, v)):
-            flat = x[0] if new else x[rows, :, places].transpose(0, 1)
+            flat = x[0] if len(new) == at.numel() and len(at) == 1 else x[rows, :, new].transpose(0, 1)  # one whole row
             pool.view(-1, x.shape[-1])[where.flatten()] = flat.flatten(0, 1).to(pool.dtype)
-        self.at.view(-1)[where] = at[rows, places].to(device, torch.int32)
+        self.at.view(-1)[where] = at[rows, new].to(device, torch.int32)
         self.length = self.length + real.sum(1)[:, None]
 
     def read(self, *beside: str) -> tuple[Tensor, ...]:
@@ -83,10 +84,9 @@ class Store:
         keep = keep & (there[2] >= 0)
         old_k, old_v, old_at, *more = there
         at = old_at if at is None else at
-        order = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)
         count = keep.sum(-1)
-        most = int(count.max())
-        order, filled = order[..., :most], torch.arange(most, device=keep.device) < count[..., None]
+        order = places(keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
+        filled, order = order >= 0, order.clamp(min=0)
         fresh = Store(self.page)
         fresh._begin(old_k, old_v, self.beside)
         fresh._room(count.cpu())

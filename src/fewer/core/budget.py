@@ -44,6 +44,11 @@ class Budget:
         """True if several tensors share one ranking: `per layer` and `per model`."""
         return self.scope in ("layer", "model")
 
+    @property
+    def plain(self) -> bool:
+        """True for a share or a count of each row's single entries: no N:M, no larger units, no other scope."""
+        return self.scope == "row" and not self.group and self.unit == (1, 1)
+
     def with_count(self, n: int) -> "Budget":
         """The same units, with exactly `n` of them kept in the whole tensor."""
         return replace(self, keep=n, group=0, scope="tensor")

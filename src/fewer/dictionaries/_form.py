@@ -79,7 +79,7 @@ def plain(d: Dictionary, form: str, kinds: Sequence[type]) -> Dictionary:
 def top(d: Dictionary, form: str) -> int:
     """The k of a top-k. ValueError: a budget that does not keep k of each row."""
     b = d.budget
-    if b.scope != "row" or b.group or b.unit != (1, 1):
+    if not b.plain:
         raise ValueError(f"the form {form!r} keeps k latents of each input, which '{b}' is not; save as 'fewer'")
     return b.of(d.latents)
 

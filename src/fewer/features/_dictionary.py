@@ -151,7 +151,7 @@ def chosen(
 def plainly(m: Sparsifier, budget: Budget, latents: int) -> int:
     """How many the highest pre-activations of each row are kept, if that is the whole rule; else 0."""
     rule = isinstance(m, ByScore) and type(m).score is ByScore.score and type(m).keep is ByScore.keep
-    if not rule or not by_places(m) or budget.scope != "row" or budget.group or budget.unit != (1, 1):
+    if not rule or not by_places(m) or not budget.plain:
         return 0
     return min(budget.of(latents), latents)
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
+from .blocks import _order
+
 Keep = Bool[Tensor, "batch heads rows blocks"]
 
 
@@ -23,13 +25,10 @@ def to_indices(
     >>> index[0, :, 0].tolist(), count.flatten().tolist()
     ([[0, 2], [1, -1]], [2, 1])
     """
-    by_row = keep.transpose(1, 2)
-    count = by_row.sum(-1)
+    count, order = _order(keep.transpose(1, 2))
     wide = max(width, int(count.max()) if count.numel() else 0)
-    order = (~by_row).byte().argsort(dim=-1, stable=True)
     order = torch.nn.functional.pad(order, (0, max(0, wide - order.shape[-1])))[..., :wide]
-    place = torch.arange(wide, device=keep.device)
-    return order.masked_fill(place >= count[..., None], -1).int(), count.int()
+    return order.masked_fill(torch.arange(wide, device=keep.device) >= count[..., None], -1), count
 
 
 def of_indices(index: Int32[Tensor, "batch rows heads width"], blocks: int) -> Keep:
@@ -107,9 +106,9 @@ def to_pages(
     >>> to_pages(torch.tensor([[[True, False, True]]]), torch.tensor([[[7, 8, 9]]], dtype=torch.int32)).tolist()
     [[[7, 9]]]
     """
-    count = keep.sum(-1, keepdim=True)
-    order = (~keep).byte().argsort(dim=-1, stable=True)[..., : int(count.max()) if count.numel() else 0]
-    return table.gather(-1, order).masked_fill(torch.arange(order.shape[-1], device=keep.device) >= count, -1)
+    count, order = _order(keep)
+    order = order[..., : int(count.max()) if count.numel() else 0].long()
+    return table.gather(-1, order).masked_fill(~keep.gather(-1, order), -1)
 
 
 def to_head_kinds(keep: Keep) -> Int64[Tensor, " heads"]:

@@ -40,22 +40,22 @@ def attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _asks(module: nn.Module) -> bool:
     if "attention" not in type(module).__name__.lower():
         return False
-    code = getattr(type(module).forward, "__wrapped__", type(module).forward)
-    return "ALL_ATTENTION_FUNCTIONS" in getattr(inspect.unwrap(code), "__code__", code.__code__).co_names
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(type(module).forward).__code__.co_names
 
 
 @contextlib.contextmanager
 def attended(model: nn.Module, engine: Engine) -> Iterator[None]:
     """While this is open, the model's attention is `engine`'s, in training, prefill and `generate` alike."""
     found = attentions(model)
-    _register()
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
     before = {id(m.config): (m.config, m.config._attn_implementation) for m in model.modules() if hasattr(m, "config")}
     hooks = []
     try:
         model.set_attn_implementation(NAME)
-        for index, (_, module) in enumerate(found):
+        for _, module in found:
             _engines[module] = engine
-            meets = _Meets(engine, getattr(module, "layer_idx", None), index)
+            meets = _Meets(engine, getattr(module, "layer_idx", None))
             hooks.append(module.register_forward_pre_hook(meets, with_kwargs=True))
         if unheard := [name for name, m in found if _way(m) != NAME]:
             raise ValueError(
@@ -86,7 +86,6 @@ class _Meets:
 
     engine: Engine
     layer: int | None
-    index: int
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         cache = next((x for x in (*kwargs.values(), *args) if isinstance(x, Cache)), None)
@@ -102,7 +101,7 @@ class _Meets:
                     f"layer {self.layer} of this cache holds {there.get_seq_length()} tokens that were cached before "
                     "`fewer.apply(...)`: begin with an empty cache"
                 )
-            there = cache.layers[self.layer] = Layer(self.engine.memory(module, self.index), there.is_sliding)
+            there = cache.layers[self.layer] = Layer(self.engine.memory(module), there.is_sliding)
         if not isinstance(there, Layer):
             raise ValueError(
                 f"a {type(there).__name__} cannot forget: give a DynamicCache, or none (cache_implementation=None)"
@@ -134,11 +133,9 @@ def _attention(
     if dropout:
         raise ValueError(f"attention dropout of {dropout} cannot be combined with sparse attention: call model.eval()")
     memory = _memories.get(module)
-    mask, real = (
-        (attention_mask, None) if attention_mask is not None and attention_mask.ndim == 4 else (None, attention_mask)
-    )
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask >= 0
+    mask, real = None, attention_mask
+    if attention_mask is not None and attention_mask.ndim == 4:
+        mask, real = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0, None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     asked = Asked(
         query, key, value, scaling or query.shape[-1] ** -0.5, real, mask,
@@ -150,10 +147,10 @@ def _attention(
 
 def _fits(asked: Asked, seen: int) -> None:
     tokens = seen + asked.k.shape[2]
-    for name, given in (("attention_mask", asked.real), ("attention_mask", asked.mask)):
+    for given in (asked.real, asked.mask):
         if given is not None and given.shape[-1] != tokens:
             raise ValueError(
-                f"{name} is for {given.shape[-1]} tokens, and there are {tokens}: {seen} cached and {tokens - seen} new"
+                f"attention_mask is for {given.shape[-1]} tokens, and there are {tokens}: {seen} cached and {tokens - seen} new"
             )
 
 
@@ -173,7 +170,7 @@ def _mask(
     """The plain `[batch, tokens]` mask of padding; who may read whom is written out only for unusual masks."""
     plain = mask_function is causal_mask_function
     sliding = local_size is not None and local_size == getattr(config, "sliding_window", None) and allow_is_causal_skip
-    both_ways = "allow_is_bidirectional_skip" in kwargs and kwargs["allow_is_bidirectional_skip"]
+    both_ways = kwargs.get("allow_is_bidirectional_skip", False)
     if plain or sliding or both_ways:
         return attention_mask
     kwargs.pop("dtype", None)
@@ -182,11 +179,6 @@ def _mask(
         mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
         local_size=local_size, **kwargs,
     )  # fmt: skip
-
-
-def _register() -> None:
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
 
 
 def rotary(model: nn.Module, layer_type: str = "") -> Tensor | None:

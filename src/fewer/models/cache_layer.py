@@ -52,7 +52,7 @@ class Engine(ABC):
     """Who does the attention of a model's modules."""
 
     @abstractmethod
-    def memory(self, module: nn.Module, index: int) -> Memory:
+    def memory(self, module: nn.Module) -> Memory:
         """An empty one for this module."""
 
     @abstractmethod

@@ -1,8 +1,9 @@
 """Which sites a text names: roles, groups and globs, with `!` to take away, and a good answer to a typo."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
 from fewer.core.site import Site
 
@@ -20,30 +21,46 @@ def _is(site: Site, pattern: str) -> bool:
         return ".experts." in f".{site.name}"
     if pattern in ROLES and pattern == site.role:
         return True
-    glob = pattern.replace("[", "[[]")
-    return any(fnmatchcase(n, glob) for n in (site.name, site.name.partition("[")[0]))
+    return any(is_named(n, pattern) for n in (site.name, site.name.partition("[")[0]))
 
 
 def _answers(owner: Owner, pattern: str) -> bool:
     return any(_is(site, pattern) for site in (owner[0], *owner[1]))
 
 
-def matching(where: str, found: Sequence[Owner], reserved: Sequence[Owner], order: Sequence[Owner]) -> list[Site]:
-    """The sites that `where` names, in `order`; `reserved` ones only where a pattern finds nothing in `found`."""
+def taken(where: str, hits: Callable[[str], set[Any]]) -> set[Any]:
+    """What the patterns of `where` name, one after the other: `!` takes away, from everything if it stands first.
+
+    `hits(pattern)` is what one pattern names; it raises where that is nothing.
+    """
     words = [w.strip() for w in where.split(",")]
     if not all(w.strip("! ") for w in words):
         raise ValueError(f"an empty pattern in {where!r}; write '*', a role such as 'q', or a glob such as '*.mlp.*'")
+    chosen: set[Any] = set()
+    for word in words if not words[0].startswith("!") else ["*", *words]:
+        some = hits(word.lstrip("! "))
+        chosen = chosen - some if word.startswith("!") else chosen | some
+    return chosen
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a glob fits a name; brackets stand for themselves."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
+def matching(where: str, found: Sequence[Owner], reserved: Sequence[Owner], order: Sequence[Owner]) -> list[Site]:
+    """The sites that `where` names, in `order`; `reserved` ones only where a pattern finds nothing in `found`."""
     if not found and where.strip() == "*":
         return []
-    chosen: set[int] = set()
-    for word in words if not words[0].startswith("!") else ["*", *words]:
-        pattern = word.lstrip("! ")
+
+    def hits(pattern: str) -> set[int]:
         both = [*found, *reserved] if pattern in ROLES else found
-        hits = [o for o in both if _answers(o, pattern)] or [o for o in reserved if _answers(o, pattern)]
-        if not hits:
+        some = [o for o in both if _answers(o, pattern)] or [o for o in reserved if _answers(o, pattern)]
+        if not some:
             raise ValueError(_nothing(pattern, order))
-        ids = {id(o[0]) for o in hits}
-        chosen = chosen - ids if word.startswith("!") else chosen | ids
+        return {id(o[0]) for o in some}
+
+    chosen = taken(where, hits)
     return [site for site, _ in order if id(site) in chosen]
 
 

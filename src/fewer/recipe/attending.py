@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore
-from fewer.attention._act import Digests, allowed_slots, dense, named, pick, pick_by_score, sparse
+from fewer.attention import ByScore, allowed
+from fewer.attention._act import Digests, allowed_slots, dense, pages_of, pick, pick_by_score, sparse
 from fewer.cache._act import received
 from fewer.cache._store import Store
 from fewer.core import Change
@@ -43,16 +43,18 @@ class Remembered(Memory):
         if self.store.k is None:
             return
         self.seen -= tokens
-        if self.real is not None and self.now is not None:
-            self.real = (self.real - tokens).clamp(min=0)
+        self.real = (self.real - tokens).clamp(min=0)
+        if self.q is not None:
             self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
         self.store.crop(self.seen)
         self.digests = None
 
     def pick(self, rows: Tensor) -> None:
-        rows = rows.to(self.q.device)
+        rows = rows.to(self.real.device)
         self.store.pick(rows)
-        self.rows, self.real, self.q, self.now = len(rows), self.real[rows], self.q[rows], self.now[rows]
+        self.rows, self.real = len(rows), self.real[rows]
+        if self.q is not None:
+            self.q, self.now = self.q[rows], self.now[rows]
         self.digests = None
 
     def take(self, asked: Asked) -> Tensor:
@@ -70,10 +72,11 @@ class Remembered(Memory):
 
     def _ask(self, q: Tensor, now: Tensor) -> None:
         """Keep as many of the latest queries as the evictor looks at, and what it counts."""
-        wanted = self.ways.forget.evictor.window if self.ways.forget else 1
+        if self.ways.forget is None:
+            return
         if self.q is not None:
             q, now = torch.cat([self.q, q], 2), torch.cat([self.now, now], 1)
-        some = max(wanted, 1) if wanted else max(self.since, 1)
+        some = self.ways.forget.evictor.window or self.since
         self.q, self.now = q[:, :, -some:], now[:, -some:]
 
 
@@ -87,7 +90,7 @@ class Attending(Engine):
     made: list[Remembered] = field(default_factory=list)
     chosen: Tensor | None = None  # what the last that looked, a layer or a step ago, chose to read
 
-    def memory(self, module: nn.Module, index: int) -> Remembered:
+    def memory(self, module: nn.Module) -> Remembered:
         ways = self.ways[module]
         self.made = [m for m in self.made if m.ways is not ways] + [Remembered(self, ways, Store(ways.page))]
         return self.made[-1]
@@ -122,10 +125,7 @@ class Attending(Engine):
 
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
         a, s = asked, ways.prefill
-        in_order = bool(
-            ((at >= 0).sum(-1) == (at >= 0).sum(-1).amax(1, keepdim=True)).all()
-        )  # no head has forgotten more
-        if s is not None and a.mask is None and a.causal and in_order:
+        if s is not None and a.mask is None and a.causal and _alike(at):
             return _sunk(sparse(s.method, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a)
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
         if plain and a.q.shape[2] == k.shape[2] and bool((now >= 0).all()):
@@ -144,18 +144,17 @@ class Attending(Engine):
                 k, v, at = (t.view(-1, size, *t.shape[2:]) for t in (k, v, at))
                 inner = table[..., None] * parts + torch.arange(parts, dtype=torch.int32, device=table.device)
                 table = torch.where(table[..., None] < 0, -1, inner).flatten(2)
-            table = named(keep, table, max(1, size // store.page))
+            table = pages_of(keep, table, max(1, size // store.page))
         return _sunk(attend_pages(a.q, k, v, at, table, now, a.scale, a.window, a.cap), a)
 
     @staticmethod
     def _saves(s: Step, store: Store) -> bool:
-        blocks = -(-store.longest // s.method.block)
-        keeps = s.budget.of(blocks) if not isinstance(s.budget.keep, int) else max(1, s.budget.keep // s.method.block)
-        return keeps < blocks
+        blocks = torch.tensor(-(-store.longest // s.method.block))
+        return bool(allowed(blocks, s.budget, s.method) < blocks)
 
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         """What the pattern chooses, or chose last where it does not look; the newest block is always read."""
-        looks = s.method.looks(list(self.ways.values()).index(memory.ways), memory.steps)
+        looks = s.method.looks(memory.ways.number, memory.steps)
         memory.steps += 1
         there = -(-memory.store.longest // s.method.block)
         again = self.chosen
@@ -188,9 +187,7 @@ class Attending(Engine):
         forget, store = memory.ways.forget, memory.store
         if forget.counts_received:
             k, _, at = store.read()
-            told = (
-                store.read("received")[3] if "received" in store.beside else torch.zeros_like(at, dtype=torch.float32)
-            )
+            told = store.read("received")[3] if "received" in store.beside else 0.0
             may = allowed_slots(at, now, asked.window, asked.mask, asked.causal)
             store.put("received", told + received(asked.q, k, may, asked.scale, asked.cap))
         if new == 1 and memory.since < self.every:
@@ -202,7 +199,7 @@ class Attending(Engine):
         """A line for each module that has remembered something: the share of its tokens, and the bytes, that it keeps."""
         out = []
         for m in self.made:
-            if not (m.store.k is not None and m.real is not None and m.seen):
+            if not m.seen:
                 continue
             heads, each = m.store.length.shape[1], m.store.k.shape[-1] + m.store.v.shape[-1]
             whole = int(m.real.sum()) * heads
@@ -213,6 +210,12 @@ class Attending(Engine):
                 Change(m.ways.name, step, amount, int(m.store.length.sum()) / whole, before, m.store.bytes, "pages")
             )
         return out
+
+
+def _alike(at: Tensor) -> bool:
+    """Whether all heads of a row hold as many tokens: none has forgotten more."""
+    count = (at >= 0).sum(-1)
+    return bool((count == count[:, :1]).all())
 
 
 def _sunk(answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:

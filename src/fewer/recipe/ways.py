@@ -1,7 +1,6 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from fewer.cache import Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
 from fewer.models.attention import attentions, kinds, rotary
+from fewer.models.where import is_named, taken
 
 from .steps import Recipe, Step, kind
 
@@ -21,6 +21,7 @@ class Ways:
     """What one attention module does: a pattern for each phase, and what it forgets."""
 
     name: str
+    number: int  # of the module among those of the model
     prefill: Step | None = None
     decode: Step | None = None
     forget: Forgetting | None = None
@@ -39,25 +40,21 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
     types, mine = kinds(model), {name: {} for name, _ in found}
     for s in steps:
         where, phases = _places(s)
-        chosen = [name for name, _ in found if _matches(name, where)]
-        if not chosen:
-            raise ValueError(
-                f"no attention module matches {s.where!r}; there are: {', '.join(n for n, _ in found[:3])}, ..."
-            )
+        chosen = _chosen(where, [name for name, _ in found])
         for i, name in enumerate(chosen):
             if s.axis == "cache":
-                mine[name]["forget"] = Forgetting(
-                    s.method, s.budget, i, len(chosen), s.allocator, s.correctors, _project(dict(found)[name])
-                )
+                module = dict(found)[name]
+                more = s.allocator, s.correctors, _project(module), getattr(module, "layer_idx", None)
+                mine[name]["forget"] = Forgetting(s.method, s.budget, i, len(chosen), *more)
                 mine[name]["forget"].check()
             else:
                 _check_pattern(s)
                 mine[name] |= dict.fromkeys(phases, s)
     ways = {}
-    for name, module in found:
+    for i, (name, module) in enumerate(found):
         layer = getattr(module, "layer_idx", None)
         turns = rotary(model, types[layer] if layer is not None and layer < len(types) else "")
-        ways[module] = Ways(name, rope=None if turns is None else Rope(turns), **mine[name])
+        ways[module] = Ways(name, i, rope=None if turns is None else Rope(turns), **mine[name])
     return ways
 
 
@@ -69,16 +66,23 @@ def _project(module: nn.Module) -> Tensor | None:
     return out.weight.detach().T.unflatten(0, (-1, dim))
 
 
-def _places(s: Step) -> tuple[list[str], list[str]]:
+def _places(s: Step) -> tuple[str, list[str]]:
+    """Which modules, and in which phases."""
     words = [w.strip() for w in s.where.split(",")]
     phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
-    return [w for w in words if w not in PHASES] or ["*"], phases
+    return ",".join(w for w in words if w not in PHASES) or "*", phases
 
 
-def _matches(name: str, words: list[str]) -> bool:
-    yes = [w for w in words if not w.startswith("!")] or ["*"]
-    no = [w.lstrip("! ") for w in words if w.startswith("!")]
-    return any(fnmatchcase(name, w) for w in yes) and not any(fnmatchcase(name, w) for w in no)
+def _chosen(where: str, names: list[str]) -> list[str]:
+    def hits(pattern: str) -> set[str]:
+        if some := {n for n in names if is_named(n, pattern)}:
+            return some
+        raise ValueError(f"no attention module matches {pattern!r}; there are: {', '.join(names[:3])}, ...")
+
+    mine = taken(where, hits)
+    if not mine:
+        raise ValueError(f"{where!r} leaves no attention module; there are: {', '.join(names[:3])}, ...")
+    return [n for n in names if n in mine]
 
 
 def _check_pattern(s: Step) -> None:
@@ -86,7 +90,7 @@ def _check_pattern(s: Step) -> None:
         raise ValueError(
             f"{s.method.name} is of kind {kind(type(s.method)).lower()}: write a pattern, such as attention/quest"
         )
-    if s.budget.group or s.budget.unit != (1, 1) or s.budget.scope != "row":
+    if not s.budget.plain:
         raise ValueError(f"a query reads a share or a number of keys, not '{s.budget}'; write '10%' or '2048'")
     if s.allocator or s.correctors:
         raise ValueError(

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fewer.kernels._scores import scores, softmax_of
 from fewer.layout import Blocks
 
 
@@ -26,9 +27,6 @@ def attend_blocks(
     may = (place >= 0) & (place <= last)
     if window:
         may &= place > last - window
-    score = scale * q.to(wide) @ k.to(wide).mT
-    score = cap * torch.tanh(score / cap) if cap else score
-    score = score.masked_fill(~((kinds == 2) | ((kinds == 1) & may)), -torch.inf)
-    lse = score.logsumexp(-1)
-    weight = (score - lse.clamp(min=torch.finfo(wide).min)[..., None]).exp()  # nothing to read: all zero
-    return (weight @ v.to(wide)).to(q.dtype), lse
+    reads = (kinds == 2) | ((kinds == 1) & may)
+    out, lse = softmax_of(scores(q.to(wide), k.to(wide), scale, cap), reads, v.to(wide))
+    return out.to(q.dtype), lse

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from fewer.kernels._scores import scores, softmax_of
+
 
 def attend_pages(
     q: Float[Tensor, "batch heads queries dim"],
@@ -20,13 +22,10 @@ def attend_pages(
     pages = table.long().clamp(min=0)
     keys, values = (t[pages].flatten(2, 3).to(wide) for t in (k, v))
     place = torch.where(table[..., None] < 0, -1, at[pages]).flatten(2)[:, :, None, None]  # of each slot
-    score = scale * q.to(wide).unflatten(1, (table.shape[1], -1)) @ keys[:, :, None].mT
-    score = cap * torch.tanh(score / cap) if cap else score
+    score = scores(q.to(wide).unflatten(1, (table.shape[1], -1)), keys[:, :, None], scale, cap)
     last = now[:, None, None, :, None]
     reads = (place >= 0) & (place <= last)
     if window:
         reads &= place > last - window
-    score = score.masked_fill(~reads, -torch.inf)
-    lse = score.logsumexp(-1) if score.shape[-1] else score.new_full(score.shape[:-1], -torch.inf)
-    weight = (score - lse.clamp(min=torch.finfo(wide).min)[..., None]).exp()  # nothing to read: all zero
-    return (weight @ values[:, :, None]).flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
+    out, lse = softmax_of(score, reads, values[:, :, None])
+    return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
