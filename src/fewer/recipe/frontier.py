@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from .engine import Progress
 from .jobs import Job, key, measure
 from .planning import plan
 from .point import Point
-from .steps import Step, kind, step
+from .steps import Step, at_budgets, kind
 
 BUDGETS = ("50%", "30%", "2:4")
 
@@ -169,26 +168,7 @@ def _asked(
     else:
         chosen = [m if "/" in m.split()[0] else f"{axes[0]}/{m}" for m in methods]
     whole = dict.fromkeys([*(f"{axis}/random" for axis in axes), *chosen])
-    return [None, *(s for m in whole for s in _at(m, amounts, where))], axes[0]
-
-
-_HEAD = re.compile(r"\s*(?P<head>[\w/]+(?:\([^()]*\))?)(?P<rest>.*)", re.S)
-
-
-def _at(method: str, budgets: Sequence[str], where: str) -> list[Step]:
-    """The steps of a method at the budgets that it can be given; `ValueError` if there is none."""
-    form = _HEAD.fullmatch(method)
-    if form is None:
-        raise ValueError(f"not a method: {method!r}; write 'weights/wanda' or 'weights/wanda by owl + eora(rank=16)'")
-    steps, wrong = [], None
-    for amount in budgets:
-        try:
-            steps.append(step(f"{form['head']} {amount}{form['rest']} @ {where}"))
-        except ValueError as error:
-            wrong = error
-    if not steps and wrong:
-        raise wrong
-    return steps
+    return [None, *(s for m in whole for s in at_budgets(m, amounts, where))], axes[0]
 
 
 def _best_choice(axis: str, points: Sequence[Point]) -> str | None:
@@ -213,7 +193,7 @@ def _additions(axis: str, best: str, budgets: Sequence[str], where: str) -> list
     steps: list[Step] = []
     for sign, name in sorted(adds):
         try:
-            steps += _at(f"{axis}/{best} {sign} {name}", budgets, where)
+            steps += at_budgets(f"{axis}/{best} {sign} {name}", budgets, where)
         except ValueError:  # an allocator, and no budget to divide
             continue
     return steps

@@ -17,6 +17,7 @@ _STEP = re.compile(
     r"(?P<then>(?:\s*\+\s*[\w/]+(?:\([^()]*\))?)*)"
     r"(?:\s*@\s*(?P<where>\S.*))?"
 )
+_HEAD = re.compile(r"\s*(?P<head>[\w/]+(?:\([^()]*\))?)(?P<rest>.*)", re.S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,22 @@ def step(text: str) -> Step:
         )
     then = [part for part in form["then"].split("+") if part.strip()]
     return _build(form["method"], form["budget"], form["where"] or "*", form["by"], then)
+
+
+def at_budgets(method: str, budgets: Iterable[str], where: str = "*") -> list[Step]:
+    """The steps of a method at the budgets that it can be given; `ValueError` if there is none."""
+    form = _HEAD.fullmatch(method)
+    if form is None:
+        raise ValueError(f"not a method: {method!r}; write 'weights/wanda' or 'weights/wanda by owl + eora(rank=16)'")
+    steps, wrong, place = [], None, "" if where == "*" else f" @ {where}"
+    for amount in budgets:
+        try:
+            steps.append(step(f"{form['head']} {amount}{form['rest']}{place}"))
+        except ValueError as error:
+            wrong = error
+    if not steps and wrong:
+        raise wrong
+    return steps
 
 
 def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[str]) -> Step:
