@@ -1,4 +1,5 @@
-"""A page of 16,384 features over a million tokens: `python -m bench.features.explore` writes results/explore.json.
+"""A page of 16,384 features over a million tokens, or `--tokens`: `python -m bench.features.explore` writes results/explore.json, which
+says of how many it is.
 
 Nothing is learnt: the directions are random, and TopK lets 32 of them speak on what the bundled model says after layer 4. So the
 index and the page are about as large as a real dictionary's (a third of the latents never speaks). One thread; seconds are the process's own, and the peak is

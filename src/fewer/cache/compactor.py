@@ -1,5 +1,7 @@
 """Compactor: leverage and attention that looks both ways, blended."""
 
+from dataclasses import replace
+
 import torch
 
 from fewer.cache import ByScore, Past, Score
@@ -45,5 +47,5 @@ class Compactor(ByScore):
             return protect(past, ends, past.at.float())
         alone = standard(inner, leverage(inner, self.sketch, self.ridge, self.seed))
         asked = (past.now >= self.sinks) & (past.now < past.seen[:, None] - self.tail)
-        inner = Past(**vars(inner) | {"now": torch.where(asked, past.now, -1)})
+        inner = replace(inner, now=torch.where(asked, past.now, -1))
         return protect(past, ends, self.blend * alone + chunked(inner, self.chunk, self.sinks))
