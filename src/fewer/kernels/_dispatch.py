@@ -99,6 +99,14 @@ def backend_of(*xs: Any) -> str:
     return _forced.get() or _by_device(xs)[0]
 
 
+def backend_for(op: str, *xs: Tensor) -> str:
+    """As `backend_of`, for an operation whose kernels on a GPU know their gradients; `ref` where it has no such backend."""
+    backend = backend_of(*(x.detach() for x in xs))
+    if backend != "gpu":
+        backend = backend_of(*xs)
+    return backend if backend in backends(op) or is_forced() else "ref"
+
+
 def plan(op: str, *args: Any) -> Choice:
     """Say what would run for these arguments, and why, without running it."""
     if (forced := _forced.get()) is not None:

@@ -3,7 +3,7 @@
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from fewer.kernels import backend_of, load
+from fewer.kernels import backend_for, load
 from fewer.layout import Blocks
 
 
@@ -35,7 +35,4 @@ def attend_blocks(
     >>> out.flatten().tolist(), lse.flatten().tolist()
     ([1.0, 2.0], [0.0, 0.0])
     """
-    backend = backend_of(*(t.detach() for t in (q, k, v)))
-    if backend != "gpu":  # which knows its gradients
-        backend = backend_of(q, k, v)
-    return load("attend_blocks", backend)(q, k, v, blocks, at, now, scale, window, cap)
+    return load("attend_blocks", backend_for("attend_blocks", q, k, v))(q, k, v, blocks, at, now, scale, window, cap)
