@@ -1,4 +1,4 @@
-"""What selected attention must do beyond agreeing with its reference: equal loops in float64, equal SDPA when all is chosen."""
+"""What trained attention must do beyond agreeing with its references: equal loops in float64, equal SDPA when all is chosen."""
 
 import math
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from fewer.kernels import attend_chosen, load
+from fewer.kernels import attend_chosen, entmax_attention, index_top_k, load
 from fewer.kernels.attend_chosen import ref
 from fewer.kernels.attend_chosen.cases import cases
+from fewer.kernels.entmax_attention.cases import cases as entmax_cases
+from fewer.kernels.index_top_k.cases import cases as index_cases
 
 
 def one_query(q, k, v, chosen, block, place, now, scale, window, cap):
@@ -61,3 +63,55 @@ def test_some_queries_at_a_time_change_nothing(monkeypatch):
     parts = load("attend_chosen", "ref")(*args)
     again = torch.autograd.grad(parts[0].square().sum(), leaves)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip((*whole, *slope), (*parts, *again), strict=True))
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_indexer_chooses_what_loops_choose(number):
+    q, k, weight, at, now, top = list(index_cases(torch.float64, "cpu"))[number]
+    chosen = index_top_k(q, k, weight, at, now, top)
+    assert chosen.shape == (*now.shape, top) and chosen.dtype == torch.int32
+    for b, i in torch.cartesian_prod(*map(torch.arange, now.shape)).tolist():
+        score = {}
+        for j in range(k.shape[1]):
+            if 0 <= at[b, j] <= now[b, i]:
+                heads = (float(weight[b, h, i]) * max(float(q[b, h, i] @ k[b, j]), 0) for h in range(q.shape[1]))
+                score[j] = sum(heads)
+        best = sorted(sorted(score, key=lambda j: -score[j])[:top])
+        assert chosen[b, i].tolist() == best + [-1] * (top - len(best))
+
+
+def entmax_of(score, alpha):
+    """By bisection over plain numbers."""
+    z = [(alpha - 1) * s for s in score]
+    low, high = max(z) - 1, max(z)
+    for _ in range(80):
+        tau = (low + high) / 2
+        heavy = sum(max(x - tau, 0) ** (1 / (alpha - 1)) for x in z) >= 1
+        low, high = (tau, high) if heavy else (low, tau)
+    return [max(x - low, 0) ** (1 / (alpha - 1)) for x in z]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_entmax_attention_is_what_loops_say(number):
+    q, k, v, alpha, at, now, scale, window, cap = list(entmax_cases(torch.float64, "cpu"))[number]
+    out, group = entmax_attention(q, k, v, alpha, at, now, scale, window, cap), q.shape[1] // k.shape[1]
+    for b, h, i in torch.cartesian_prod(*map(torch.arange, q.shape[:3])).tolist():
+        place, last, score = at[b, h // group], int(now[b, i]), (k[b, h // group] @ q[b, h, i] * scale)
+        score = cap * torch.tanh(score / cap) if cap else score
+        able = ((place >= 0) & (place <= last) & ((place > last - window) | (window == 0))).nonzero().flatten()
+        if not len(able):
+            assert not out[b, h, i].any()
+            continue
+        p = entmax_of(score[able].tolist(), float(alpha[h]) if isinstance(alpha, torch.Tensor) else alpha)
+        wanted = torch.tensor(p, dtype=torch.float64) @ v[b, h // group, able]
+        assert torch.allclose(out[b, h, i], wanted, atol=1e-9)
+
+
+def test_entmax_attention_has_the_gradients_of_its_formula():
+    make = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, h, n, 3, dtype=torch.float64, generator=make) for h, n in ((2, 4), (1, 6), (1, 6)))
+    leaves = [t.requires_grad_() for t in (q, k, v, torch.tensor([1.4, 1.8], dtype=torch.float64))]
+    at, now = torch.arange(6).int().expand(1, 1, -1), torch.tensor([[-1, 3, 4, 5]]).int()
+    assert torch.autograd.gradcheck(lambda *x: entmax_attention(*x, at, now, 2.0), leaves)
+    with pytest.raises(ValueError, match="alpha above 1, not 1"):
+        entmax_attention(q, k, v, 1.0, at, now, 1.0)

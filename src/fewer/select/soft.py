@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewer.kernels._entmax import Entmax, wide
+
 
 def sparsemax(z: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
     """The point of the simplex nearest to `z`: p = max(z - tau, 0) with tau such that p sums to 1.
@@ -48,7 +50,7 @@ def entmax(z: Float[Tensor, "*rows n"], alpha: float | int | Float[Tensor, "..."
     power = torch.as_tensor(alpha, dtype=None if isinstance(alpha, Tensor) else torch.float64).to(z.device)
     if not (power > 1).all():
         raise ValueError(f"entmax needs alpha above 1, not {alpha}; alpha = 1 is torch.softmax")
-    return _Entmax.apply(z, power)
+    return Entmax.apply(z, power)
 
 
 def sparse_k(z: Float[Tensor, "*rows n"], k: float | int) -> Float[Tensor, "*rows n"]:
@@ -67,20 +69,16 @@ def sparse_k(z: Float[Tensor, "*rows n"], k: float | int) -> Float[Tensor, "*row
     return _SparseK.apply(z, float(k))
 
 
-def _wide(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
 def _support_vjp(grad: Tensor, support: Tensor) -> Tensor:
     """grad times (diag(s) - s s'/|s|): what is left on the support once its mean is taken away."""
-    grad = _wide(grad) * support
+    grad = wide(grad) * support
     return (grad - grad.sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp(min=1)) * support
 
 
 class _Sparsemax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        x = _wide(z)
+        x = wide(z)
         x = x - x.amax(-1, keepdim=True)
         best = x.sort(descending=True).values
         above = best.cumsum(-1) - 1
@@ -99,7 +97,7 @@ class _Sparsemax(torch.autograd.Function):
 class _Entmax15(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        x = _wide(z) / 2
+        x = wide(z) / 2
         x = x - x.amax(-1, keepdim=True)
         best = x.sort(descending=True).values
         size = torch.arange(1, x.shape[-1] + 1, device=x.device)
@@ -115,49 +113,14 @@ class _Entmax15(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors
         slope = p.sqrt()
-        d = _wide(grad) * slope
+        d = wide(grad) * slope
         return (d - d.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True) * slope).to(grad.dtype)
-
-
-class _Entmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, alpha: Tensor) -> Tensor:
-        x, a = _wide(z), alpha.to(torch.promote_types(z.dtype, torch.float32))
-        x = (x - x.amax(-1, keepdim=True)) * (a - 1)
-        low, high = torch.full_like(a, -1), torch.zeros_like(a)  # of tau, as the largest x is 0
-        for _ in range(60 if x.dtype == torch.float64 else 30):
-            tau = (low + high) / 2
-            heavy = _power(x - tau, a).sum(-1, keepdim=True) >= 1
-            low, high = torch.where(heavy, tau, low), torch.where(heavy, high, tau)
-        p = _power(x - low, a)
-        p = p / p.sum(-1, keepdim=True)
-        ctx.save_for_backward(p, a)
-        ctx.alpha_dtype = alpha.dtype
-        return p.to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        p, a = ctx.saved_tensors
-        g, support = _wide(grad), p > 0
-        slope = torch.where(support, p ** (2 - a), 0.0)
-        pull = slope / slope.sum(-1, keepdim=True)
-        dz = g * slope - (g * slope).sum(-1, keepdim=True) * pull
-        dalpha = None
-        if ctx.needs_input_grad[1]:
-            entropy = torch.where(support, -p * p.clamp(min=torch.finfo(p.dtype).tiny).log(), 0.0)
-            change = (p - pull) / (a - 1) ** 2 + (entropy - pull * entropy.sum(-1, keepdim=True)) / (a - 1)
-            dalpha = (g * change).sum_to_size(a.shape).to(ctx.alpha_dtype)
-        return dz.to(grad.dtype), dalpha
-
-
-def _power(x: Tensor, alpha: Tensor) -> Tensor:
-    return x.clamp(min=0) ** (1 / (alpha - 1))
 
 
 class _SparseK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, k: float | int) -> Tensor:
-        x = _wide(z)
+        x = wide(z)
         x = x - x.kthvalue(x.shape[-1] - math.ceil(k) + 1, keepdim=True).values
         x = x.clamp(-1, 1)  # tau lies in [-1, 0), so what is further away is 0 or 1 for certain, however far
         bend, order = torch.cat([x - 1, x], -1).sort()  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
