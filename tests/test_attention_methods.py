@@ -362,7 +362,6 @@ def test_what_is_left_of_a_pattern_goes_to_the_nearest():
         ("by_head(deal=(2,))", "numbered 0 to 1"),
         ("heavy_channels(heavy=((0,),))", "fitted to 1 heads"),
         ("pca_keys(basis=(((1.0,),),))", "fitted to 1 heads"),
-        ("seer(for_keys=(((1.0,),),))", "does not read blocks"),
     ],
 )
 def test_what_does_not_fit_is_refused(text, said):

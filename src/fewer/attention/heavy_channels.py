@@ -30,6 +30,7 @@ class HeavyChannels(ByScore):
     """
 
     phases = ("decode",)
+    fits = "heavy"
 
     width: int = 8  # a 16th of 128 channels, the paper's default
     heavy: tuple[tuple[int, ...], ...] = ()

@@ -28,6 +28,7 @@ class MagicPig(ByScore):
     """
 
     phases = ("decode",)
+    fits = "centre"
 
     bits: int = 10  # "K = 10, L = 150"
     tables: int = 150

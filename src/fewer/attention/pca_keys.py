@@ -26,6 +26,7 @@ class PcaKeys(ByScore):
     """
 
     phases = ("decode",)
+    fits = "basis"
 
     width: int = 0
     basis: tuple[tuple[tuple[float, ...], ...], ...] = ()  # heads of keys, channels, directions

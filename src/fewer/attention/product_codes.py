@@ -38,6 +38,7 @@ class ProductCodes(ByScore):
     """
 
     phases = ("decode",)
+    fits = "books"
 
     part: int = 4
     turns: int = 10

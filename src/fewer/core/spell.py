@@ -11,12 +11,13 @@ _CALL = re.compile(r"(?P<name>[\w/]+)(?:\((?P<fields>.*)\))?")
 
 
 def spell(m: Method, axis: str = "") -> str:
-    """A method as it is written in a step: its name, and the fields that are not the defaults."""
+    """A method as it is written in a step: its name, and the fields that are not the defaults; what its repr leaves out is
+    not written (tensors)."""
     name = m.name.removeprefix(f"{axis}/") if axis else m.name
     fields = [
         f"{f.name}={spell(value) if isinstance(value, Method) else repr(value)}"
         for f in dataclasses.fields(m)  # type: ignore[arg-type]
-        if (value := getattr(m, f.name)) != f.default
+        if f.repr and (value := getattr(m, f.name)) != f.default
     ]
     return f"{name}({', '.join(fields)})" if fields else name
 
@@ -27,7 +28,7 @@ def method_of(text: str, axis: str = "") -> Method:
         raise ValueError(f"not a method: {text!r}; write 'weights/wanda' or 'weights/eora(rank=16)'")
     name = call["name"] if "/" in call["name"] or not axis else f"{axis}/{call['name']}"
     cls = find(name)
-    defaults = {f.name: f.default for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.repr}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for field in filter(None, (part.strip() for part in _fields(call["fields"] or ""))):
         key, equals, value = (part.strip() for part in field.partition("="))

@@ -15,6 +15,7 @@ from fewer.models.loss import Loss
 
 from .attending import AXES, Attending, attending_to
 from .engine import Progress, divide, run, undoing
+from .own import shown
 from .planning import Plan, hears, plan
 from .steps import Recipe, recipe
 from .walk import Device, Hold, Walk, already_there
@@ -54,6 +55,8 @@ def apply(
     Steps of `attention` and `cache` act while the model runs, `generate` included: what is read, and what is remembered; a cache that
     was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
 
+    A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
+
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
     for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype. Blocks
     are brought to `device` one at a time, and back. `loss(answer, data)`, a mean over windows, is what gradients are
@@ -72,6 +75,8 @@ def apply(
         if todo.tasks:
             stack.enter_context(undoing([s for t in todo.tasks for s in t.sites]))
             applied = replace(keep(model, todo, data, progress, device, loss), steps=read, attending=engine)
+        if engine and engine.learns and data is not None:
+            shown(model, data)
         yield applied
         if engine:
             applied.changes += engine.changes()

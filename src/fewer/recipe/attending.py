@@ -16,6 +16,7 @@ from fewer.kernels import attend_pages
 from fewer.models.attention import attended
 from fewer.models.cache_layer import Asked, Engine, Memory
 
+from .own import Own, learns
 from .steps import Recipe, Step
 from .ways import Ways, ways_of
 
@@ -88,6 +89,7 @@ class Attending(Engine):
     ways: dict[nn.Module, Ways]
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
+    own: Own = field(default_factory=Own)
     chosen: Tensor | None = None  # what the last that looked, a layer or a step ago, chose to read
 
     def memory(self, module: nn.Module) -> Remembered:
@@ -97,6 +99,8 @@ class Attending(Engine):
 
     def attend(self, module: nn.Module, asked: Asked, memory: Remembered | None) -> Tensor:
         ways, new = self.ways[module], asked.q.shape[2]
+        if memory is None or memory.seen == 0:
+            self.own.hear(ways.name, ways.patterns, asked)
         if memory is None:
             return self._apart(ways, asked)
         first = memory.seen == 0
@@ -126,7 +130,9 @@ class Attending(Engine):
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
         a, s = asked, ways.prefill
         if s is not None and a.mask is None and a.causal and _alike(at):
-            return _sunk(sparse(s.method, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a)
+            return _sunk(
+                sparse(self.own.of(ways.name, s.method), s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a
+            )
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
         if plain and a.q.shape[2] == k.shape[2] and bool((now >= 0).all()):
             return nn.functional.scaled_dot_product_attention(
@@ -166,9 +172,8 @@ class Attending(Engine):
         block = torch.arange(there, device=keep.device)
         return (keep | (block == last)) & (block <= last)
 
-    @staticmethod
-    def _keep(memory: Remembered, s: Step, q: Tensor) -> Tensor:
-        store, pattern = memory.store, s.method
+    def _keep(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
+        store, pattern = memory.store, self.own.of(memory.ways.name, s.method)
         if not isinstance(pattern, ByScore):
             return pick(pattern, s.budget, q, store.read()[0].to(q.dtype), store.length)
         if memory.digests is None or memory.digests.pattern is not pattern:
@@ -194,6 +199,11 @@ class Attending(Engine):
             return
         forget(store, memory.q, memory.now, memory.real, asked.scale, memory.ways.rope)
         memory.since, memory.digests = 0, None
+
+    @property
+    def learns(self) -> bool:
+        """Whether a pattern would learn from text, and has not."""
+        return any(learns(self.own.of(w.name, m)) for w in self.ways.values() for m in w.patterns)
 
     def changes(self) -> list[Change]:
         """A line for each module that has remembered something: the share of its tokens, and the bytes, that it keeps."""

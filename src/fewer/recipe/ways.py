@@ -28,6 +28,11 @@ class Ways:
     rope: Rope | None = None
 
     @property
+    def patterns(self) -> list[Pattern]:
+        """Those of its phases, each once."""
+        return list(dict.fromkeys(s.method for s in (self.prefill, self.decode) if s))
+
+    @property
     def page(self) -> int:
         """Slots of a page: a block of the pattern that decodes, where that is a good size."""
         size = self.decode.method.block if self.decode else PAGE
