@@ -156,7 +156,7 @@ class Attending(Engine):
     @staticmethod
     def _saves(s: Step, store: Store) -> bool:
         blocks = torch.tensor(-(-store.longest // s.method.block))
-        return bool(allowed(blocks, s.budget, s.method) < blocks)
+        return s.method.sparing or bool(allowed(blocks, s.budget, s.method) < blocks)
 
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         """What the pattern chooses, or chose last where it does not look; the newest block is always read."""

@@ -9,15 +9,19 @@ from typing import Any
 from fewer.core import Budget, Method, axes, budget
 from fewer.core.spell import method_of, spell
 
+ENDINGS = (".yaml", ".yml", ".txt", ".json", ".tsv")  # of text that names a file
 VERSION = 1  # of the YAML form; a newer one is refused
 
+_INSIDE = r"[^()]*"
+for _ in range(2):  # brackets within brackets: tuples of tuples
+    _INSIDE = rf"[^()]*(?:\({_INSIDE}\)[^()]*)*"
+_CALL = rf"[\w/]+(?:\({_INSIDE}\))?"
 _STEP = re.compile(
-    r"(?P<method>[\w/]+(?:\([^()]*\))?)\s+(?P<budget>[^@+]+?)"
-    r"(?:\s+by\s+(?P<by>[\w/]+(?:\([^()]*\))?))?"
-    r"(?P<then>(?:\s*\+\s*[\w/]+(?:\([^()]*\))?)*)"
-    r"(?:\s*@\s*(?P<where>\S.*))?"
+    rf"(?P<method>{_CALL})\s+(?P<budget>[^@+]+?)(?:\s+by\s+(?P<by>{_CALL}))?"
+    rf"(?P<then>(?:\s*\+\s*{_CALL})*)(?:\s*@\s*(?P<where>\S.*))?"
 )
-_HEAD = re.compile(r"\s*(?P<head>[\w/]+(?:\([^()]*\))?)(?P<rest>.*)", re.S)
+_HEAD = re.compile(rf"\s*(?P<head>{_CALL})(?P<rest>.*)", re.S)
+_CORRECTOR = re.compile(rf"\s*\+\s*({_CALL})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ def step(text: str) -> Step:
             f"not a step: {text!r}; write 'weights/wanda 50%', 'weights/wanda 2:4 @ *.mlp.*' "
             "or 'weights/wanda 50% by owl + eora(rank=16)'"
         )
-    then = [part for part in form["then"].split("+") if part.strip()]
+    then = _CORRECTOR.findall(form["then"])
     return _build(form["method"], form["budget"], form["where"] or "*", form["by"], then)
 
 
@@ -111,13 +115,19 @@ def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[st
 def recipe(source: "str | Path | Step | Iterable[str | Step | Mapping[str, Any]]") -> Recipe:
     """Read steps: text (one a line, `#` comments), a `.yaml` or text file, or a list of any of these.
 
+    A `.json` or `.tsv` file, or a folder, is another tool's (`interchange`).
+
     >>> print(*recipe("weights/wanda 2:4 @ *.mlp.*  # the wide maps"))
     weights/wanda 2:4 @ *.mlp.*
     """
     if isinstance(source, Step):
         return (source,)
-    if isinstance(source, Path) or (isinstance(source, str) and source.endswith((".yaml", ".yml", ".txt"))):
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith(ENDINGS)):
         path = Path(source)
+        if path.is_dir() or path.suffix in (".json", ".tsv"):
+            from .interchange import interchange
+
+            return interchange(path).steps
         if not path.is_file():
             raise FileNotFoundError(f"no recipe at {path}; write the steps in a file, one a line, or in YAML")
         return _from_yaml(path.read_text(), path) if path.suffix in (".yaml", ".yml") else recipe(path.read_text())
