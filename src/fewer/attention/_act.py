@@ -1,6 +1,5 @@
 """How a pattern is done: blocks for many queries at once, pages for one; and dense attention, where nothing is left out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,15 +7,16 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from fewer.core import Budget
-from fewer.kernels import attend_blocks
+from fewer.kernels import attend_blocks, best_pages, places
 from fewer.kernels._scores import scores, softmax_of
-from fewer.layout import Blocks, to_pages
+from fewer.layout import Blocks
 
-from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, choose, together
+from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, allowed, choose, together
 
 CHUNK = 256  # queries whose scores are in memory at once, where they must be written down
 Answer = tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]
 Places = Int32[Tensor, "batch kv_heads keys"]
+Named = Int32[Tensor, "batch kv_heads reads"]  # blocks or pages by their numbers, -1: none
 
 
 def dense(
@@ -104,33 +104,25 @@ def blocks_of(keep: Keep, pattern: Pattern, lengths: tuple[int, int], window: in
 
 @dataclass
 class Digests:
-    """What a pattern remembers of the full blocks of a growing cache: made once for each."""
+    """What a pattern remembers of the blocks of a growing cache, `[batch, kv_heads, blocks, ...]`: made once for each, when it is full."""
 
     pattern: ByScore
-    done: Int[Tensor, "batch kv_heads"] | None = None  # full blocks, on the CPU
     held: list[Tensor] = field(default_factory=list)
 
-    def grow(
-        self,
-        length: Int[Tensor, "batch kv_heads"],
-        keys: Callable[[], Key],
-        block_of: Callable[[Int[Tensor, "batch kv_heads"]], Key],
-    ) -> Digest:
-        """Take in what has become full; `block_of(index)` gives the keys of one block of each head, `keys()` all there are."""
-        full, size = length // self.pattern.block, self.pattern.block
-        if self.done is None:
-            self.held = list(self.pattern.digest(keys()))
-            self.done = full
-        wide = int((-(-length // size)).max())
-        if wide > self.held[0].shape[2]:
-            self.held = [_room(d, wide * 9 // 8 + 8) for d in self.held]
-        while (self.done < full).any():
-            index = self.done.minimum(full - 1).clamp(min=0)
-            for d, one in zip(self.held, self.pattern.digest(block_of(index)), strict=True):
-                where = index.to(d.device)[..., None, *([None] * (one.ndim - 3))].expand_as(one)
-                d.scatter_(2, where, one)
-            self.done = self.done + (self.done < full)
-        return tuple(d[:, :, :wide] for d in self.held)
+    def begin(self, k: Key, blocks: int) -> None:
+        """Of all keys there are."""
+        self.held = [_room(d, blocks) for d in self.pattern.digest(k)]
+
+    def grow(self, blocks: int) -> None:
+        """Room for so many."""
+        if self.held[0].shape[2] < blocks:
+            self.held = [_room(d, blocks * 9 // 8 + 8) for d in self.held]
+
+    def put(self, index: Int[Tensor, "batch kv_heads"], k: Float[Tensor, "batch kv_heads size dim"]) -> None:
+        """Of one block of each head, in place."""
+        for held, one in zip(self.held, self.pattern.digest(k), strict=True):
+            where = index[..., None, *([None] * (one.ndim - 3))].expand_as(one)
+            held.scatter_(2, where, one.to(held.dtype))
 
 
 def _room(d: Tensor, blocks: int) -> Tensor:
@@ -139,20 +131,38 @@ def _room(d: Tensor, blocks: int) -> Tensor:
     return out
 
 
-def pick_by_score(
-    pattern: ByScore, budget: Budget, q: Query, digest: Digest, length: Int[Tensor, "batch kv_heads"]
-) -> Keep:
-    """The blocks that one query reads of caches of different lengths, `[batch, kv_heads, 1, blocks]`."""
-    length = length.to(q.device)
-    last = (-(-length // pattern.block) - 1).clamp(min=0)[..., None]
-    score = pattern.score(q, digest)
-    own = last.repeat_interleave(score.shape[1] // last.shape[1], 1)[..., None]
-    behind = torch.arange(score.shape[-1], device=q.device) >= own  # what has no digest yet: the newest is always read
-    score = score.masked_fill(behind, -torch.inf).masked_fill(behind & (own == 0), 0.0)
-    return choose(together(score, length.shape[1]), last, budget, pattern) & (length > 0)[..., None, None]
+def newest_block(end: Int[Tensor, "batch kv_heads"], size: int) -> Int[Tensor, "batch kv_heads"]:
+    """Where each head's newest slot lies; -1 if it has none."""
+    return torch.div(end + size - 1, size, rounding_mode="floor") - 1
 
 
-def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor, "batch kv_heads"]) -> Keep:
+def best_blocks(
+    pattern: ByScore, budget: Budget, q: Query, digest: Digest, end: Int[Tensor, "batch kv_heads"]
+) -> Named:
+    """The blocks that one query reads of caches of different lengths, the newest last: it is always read, and has no digest yet.
+
+    With a budget of keys nothing waits for the device.
+    """
+    own = newest_block(end, pattern.block)
+    score = pattern.score(q, digest)[:, :, 0]
+    block = torch.arange(score.shape[-1], device=q.device, dtype=torch.int32)
+    mine = own.repeat_interleave(score.shape[1] // own.shape[1], 1)[..., None]
+    score = score.masked_fill(block >= mine, -torch.inf)
+    most = int(allowed(torch.tensor(len(block)), budget, pattern))
+    if isinstance(budget.keep, int) and pattern.p == 1:
+        names = block.expand(*own.shape, -1)
+        return torch.cat([best_pages(score.float(), names, most - 1), own[..., None].int()], -1)
+    score = score.masked_fill((block >= mine) & (mine <= 0), 0.0)
+    keep = choose(together(score[:, :, None], own.shape[1]), own.clamp(min=0)[..., None], budget, pattern)
+    return named(keep & (end > 0)[..., None, None], most)
+
+
+def named(keep: Keep, most: int | None = None) -> Named:
+    """The numbers of the kept blocks of one query, in order; -1 behind them."""
+    return places(keep[:, :, 0].flatten(0, 1), most).unflatten(0, keep.shape[:2]).int()
+
+
+def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor, "batch kv_heads"]) -> Named:
     """The same for any pattern, by asking it for each row, or each head where heads differ in length."""
     batch, kv_heads = length.shape
     cols = -(-int(length.max()) // pattern.block)
@@ -169,12 +179,17 @@ def pick(pattern: Pattern, budget: Budget, q: Query, k: Key, length: Int[Tensor,
             if keep.shape[1] > heads:
                 keep = keep.unflatten(1, (heads, -1)).any(2)
             out[b, some, :, : keep.shape[-1]] = keep[0]
-    return out
+    return named(out)
 
 
-def pages_of(
-    keep: Keep, table: Int32[Tensor, "batch kv_heads pages"], each: int
-) -> Int32[Tensor, "batch kv_heads reads"]:
-    """The pages of the chosen blocks, `each` of them a block, in order; -1 behind them."""
-    keep = keep[:, :, 0].repeat_interleave(each, -1)[..., : table.shape[-1]]
-    return to_pages(keep, table[..., : keep.shape[-1]])
+def pages_of(blocks: Named, table: Int32[Tensor, "batch kv_heads pages"], size: int, page: int) -> Named:
+    """The pages where blocks of `size` slots lie: of a block of several pages all of them, of several blocks in a page their parts,
+    as the pools cut into such parts number them."""
+    if size < page:
+        parts = page // size
+        own = table.gather(-1, (blocks // parts).clamp(min=0).long())
+        return torch.where((blocks < 0) | (own < 0), -1, own * parts + blocks % parts)
+    each = size // page
+    at = (blocks[..., None] * each + torch.arange(each, device=blocks.device)).flatten(2)
+    there = (at >= 0) & (at < table.shape[-1])
+    return table.gather(-1, at.clamp(0, table.shape[-1] - 1).long()).masked_fill(~there, -1)

@@ -17,9 +17,10 @@ PAGE = 16  # slots
 class Store:
     """Keys, values and places of one layer, in pages of `page` slots that belong to one (row, head) each.
 
-    `table[b, h]` names a head's pages in order (-1: none), `length[b, h]` how many slots it fills; a slot's `at` is the place of its
-    token among all there have been (-1: empty). `beside` holds further numbers of each slot, `digests` what is remembered
-    of each full page. Padding is never stored. Bytes are those of whole pages, places and table included.
+    `table[b, h]` names a head's pages in order (-1: none), `length[b, h]` how many slots it fills, `end` says the same on the
+    device; a slot's `at` is the place of its token among all there have been (-1: empty). `beside` holds further numbers of each
+    slot. Padding is never stored. Bytes are those of whole pages, places and table included. As long as `version` is the
+    same, all of it lies where it lay.
     """
 
     page: int = PAGE
@@ -31,7 +32,13 @@ class Store:
         default_factory=lambda: torch.empty(0, 0, dtype=torch.int64)
     )  # on the CPU
     beside: dict[str, Float[Tensor, "pages page"]] = field(default_factory=dict)
+    end: Int[Tensor, "batch heads"] = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    owned: Int[Tensor, "batch heads"] = field(
+        default_factory=lambda: torch.empty(0, 0, dtype=torch.int64)
+    )  # pages; on the CPU
     used: int = 0  # pages
+    room: int = 0  # slots that every head has left
+    version: int = 0
 
     @property
     def bytes(self) -> int:
@@ -62,7 +69,34 @@ class Store:
             flat = x[0] if len(new) == at.numel() and len(at) == 1 else x[rows, :, new].transpose(0, 1)  # one whole row
             pool.view(-1, x.shape[-1])[where.flatten()] = flat.flatten(0, 1).to(pool.dtype)
         self.at.view(-1)[where] = at[rows, new].to(device, torch.int32)
-        self.length = self.length + real.sum(1)[:, None]
+        self._reach(self.length + real.sum(1)[:, None])
+
+    def step(self, k: Cached, v: Cached, at: Int[Tensor, "batch 1"]) -> None:
+        """One token of every row, none of them padding. While there is `room`, nothing waits for the device."""
+        if not self.room:
+            self.ahead(1)
+        page = self.table.gather(-1, (self.end // self.page)[..., None])[..., 0].long()
+        where = (page * self.page + self.end % self.page).flatten()
+        for pool, x in ((self.k, k), (self.v, v), (self.at[..., None], at[:, None, :, None].expand(*k.shape[:3], 1))):
+            pool.view(-1, pool.shape[-1]).index_copy_(0, where, x[:, :, 0].flatten(0, 1).to(pool.dtype))
+        self.end.add_(1)
+        self.stepped()
+
+    def stepped(self) -> None:
+        """What `step` notes on the CPU."""
+        self.length, self.room = self.length + 1, self.room - 1
+
+    def ahead(self, slots: int) -> None:
+        """Pages for so many more slots in each head."""
+        self._room(self.length + slots)
+        self._reach(self.length)
+
+    def block(self, index: Int[Tensor, "batch heads"], size: int) -> Float[Tensor, "batch heads size dim"]:
+        """The keys of one block of each head, each `size` slots; whatever lies there, where it is not full."""
+        slot = index[..., None] * size + torch.arange(size, device=index.device)
+        named = (slot // self.page).clamp(max=self.table.shape[-1] - 1)
+        page = self.table.gather(-1, named).long().clamp(min=0)
+        return self.k.flatten(0, 1)[page * self.page + slot % self.page]
 
     def read(self, *beside: str) -> tuple[Tensor, ...]:
         """`k, v, at` and what was asked for, `[batch, heads, longest, ...]`: empty slots have `at` -1, whatever is there."""
@@ -114,16 +148,11 @@ class Store:
     def pick(self, rows: Int[Tensor, " rows"]) -> None:
         """These rows of the batch, in this order; one may come twice."""
         rows = rows.cpu()
-        table, length = self.table[rows.to(self.table.device)], self.length[rows]
+        table, length, device = self.table[rows.to(self.table.device)], self.length[rows], self.k.device
         needed = -(-length // self.page)
         fresh = Store(self.page)
-        fresh.k, fresh.v, fresh.at, fresh.table, fresh.length = (
-            self.k[:0],
-            self.v[:0],
-            self.at[:0],
-            table[..., :0],
-            length * 0,
-        )
+        fresh.k, fresh.v, fresh.at, fresh.table = self.k[:0], self.v[:0], self.at[:0], table[..., :0]
+        fresh.length, fresh.owned = length * 0, length * 0
         fresh.beside = {b: x[:0] for b, x in self.beside.items()}
         fresh._room(length)
         filled = torch.arange(table.shape[-1]) < needed[..., None]
@@ -131,7 +160,7 @@ class Store:
         for pool, source in ((fresh.k, self.k), (fresh.v, self.v), (fresh.at, self.at)):
             pool[new.to(pool.device)] = source[old.to(source.device)]
         for b in fresh.beside:
-            fresh.beside[b][new.to(self.k.device)] = self.beside[b][old.to(self.k.device)]
+            fresh.beside[b][new.to(device)] = self.beside[b][old.to(device)]
         self._become(fresh, length)
 
     def _begin(self, k: Cached, v: Cached, beside: dict[str, Tensor] | None = None) -> None:
@@ -139,12 +168,12 @@ class Store:
         self.k, self.v = k.new_empty(0, self.page, k.shape[-1]), v.new_empty(0, self.page, v.shape[-1])
         self.at = torch.empty(0, self.page, dtype=torch.int32, device=device)
         self.table = torch.empty(batch, heads, 0, dtype=torch.int32, device=device)
-        self.length = torch.zeros(batch, heads, dtype=torch.int64)
+        self.length = self.owned = torch.zeros(batch, heads, dtype=torch.int64)
         self.beside = {b: torch.empty(0, self.page, device=device) for b in beside or ()}
 
     def _room(self, length: Int[Tensor, "batch heads"]) -> None:
         """Pages for so many slots in each head; the pools grow by at least a 32nd once they have begun."""
-        have, need = -(-self.length // self.page), -(-length // self.page)
+        have, need = self.owned, self.owned.maximum(-(-length // self.page))
         fresh = need - have
         if not int(fresh.sum()):
             return
@@ -159,7 +188,15 @@ class Store:
         slot = torch.arange(table.shape[-1])
         mine = (slot >= have[..., None]) & (slot < need[..., None])
         table[mine] = torch.arange(self.used, pages, dtype=torch.int32)
-        self.table, self.used = table.to(self.at.device), pages
+        self.table, self.used, self.owned, self.version = table.to(self.at.device), pages, need, self.version + 1
+
+    def _reach(self, length: Int[Tensor, "batch heads"]) -> None:
+        """So many slots of each head are filled."""
+        self.length, self.room = length, int((self.owned * self.page - length).min())
+        if self.end.shape == length.shape and self.end.device == self.at.device:
+            self.end.copy_(length)  # where it lay
+        else:
+            self.end = length.to(self.at.device, copy=True)
 
     def _where(self, filled: Bool[Tensor, "batch heads n"]) -> Int[Tensor, " filled"]:
         """The addresses of the first slots of each head, as many as are filled."""
@@ -168,7 +205,8 @@ class Store:
         return (page * self.page + slot % self.page)[filled]
 
     def _become(self, other: "Store", length: Int[Tensor, "batch heads"]) -> None:
-        self.__dict__.update(other.__dict__ | {"length": length})
+        self.__dict__.update(other.__dict__ | {"version": self.version + 1})
+        self._reach(length)
 
 
 def _grown(pool: Tensor, pages: int) -> Tensor:

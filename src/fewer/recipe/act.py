@@ -17,6 +17,7 @@ from .attending import AXES, Attending, attending_to
 from .engine import Progress, divide, run, undoing
 from .own import shown
 from .planning import Plan, hears, plan
+from .recorded import recorded
 from .steps import Recipe, recipe
 from .walk import Device, Hold, Walk, already_there
 
@@ -49,11 +50,13 @@ def apply(
     device: Device = None,
     loss: Loss | None = None,
     every: int = 64,
+    record: bool = False,
 ) -> Iterator[Applied]:
     """Do the steps; on leaving, every weight is what it was, bit for bit, and attention is the model's own.
 
     Steps of `attention` and `cache` act while the model runs, `generate` included: what is read, and what is remembered; a cache that
     was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
+    With `record`, on a GPU, steps of one token become a CUDA graph, whose answer lasts until the next step.
 
     A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
 
@@ -71,6 +74,10 @@ def apply(
     todo = plan(model, tuple(s for s in read if s.axis not in AXES))
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(attending_to(model, running, every)) if running else None
+        if record:
+            if engine is None:
+                raise ValueError("record=True records steps of attention or cache, and there are none")
+            stack.enter_context(recorded(model, engine))
         applied = Applied(model, read, attending=engine)
         if todo.tasks:
             stack.enter_context(undoing([s for t in todo.tasks for s in t.sites]))

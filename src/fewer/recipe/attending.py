@@ -7,78 +7,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore, allowed
-from fewer.attention._act import Digests, allowed_slots, dense, pages_of, pick, pick_by_score, sparse
+from fewer.attention import ByScore
+from fewer.attention._act import allowed_slots, best_blocks, dense, newest_block, pages_of, pick, sparse
 from fewer.cache._act import received
 from fewer.cache._store import Store
 from fewer.core import Change
 from fewer.kernels import attend_pages
 from fewer.models.attention import attended
-from fewer.models.cache_layer import Asked, Engine, Memory
+from fewer.models.cache_layer import Asked, Engine
 
 from .own import Own, learns
+from .remembered import Remembered
 from .steps import Recipe, Step
 from .ways import Ways, ways_of
 
 FEW = 16  # new tokens that are a step of decoding
 AXES = ("attention", "cache")
-
-
-@dataclass(eq=False)
-class Remembered(Memory):
-    """What one module remembers: a store of keys and values, the latest queries, what patterns know of full blocks."""
-
-    engine: "Attending"
-    ways: Ways
-    store: Store
-    seen: int = 0
-    rows: int = 0
-    real: Tensor | None = None  # how many tokens each row has seen, padding not counted
-    q: Tensor | None = None  # the latest queries
-    now: Tensor | None = None
-    since: int = 0  # tokens since the last that were forgotten
-    digests: Digests | None = None
-    steps: int = 0  # of decoding
-
-    def crop(self, tokens: int) -> None:
-        if self.store.k is None:
-            return
-        self.seen -= tokens
-        self.real = (self.real - tokens).clamp(min=0)
-        if self.q is not None:
-            self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
-        self.store.crop(self.seen)
-        self.digests = None
-
-    def pick(self, rows: Tensor) -> None:
-        rows = rows.to(self.real.device)
-        self.store.pick(rows)
-        self.rows, self.real = len(rows), self.real[rows]
-        if self.q is not None:
-            self.q, self.now = self.q[rows], self.now[rows]
-        self.digests = None
-
-    def take(self, asked: Asked) -> Tensor:
-        """Put the new tokens in; where each of them stands, -1 for padding."""
-        batch, _, new, _ = asked.q.shape
-        now = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
-        if asked.real is not None:
-            now = now.masked_fill(~asked.real[:, -new:].bool(), -1)
-        self.store.append(asked.k, asked.v, now)
-        self.rows, self.seen, self.since = batch, self.seen + new, self.since + new
-        real = (now >= 0).sum(-1)
-        self.real = real if self.real is None else self.real + real
-        self._ask(asked.q, now)
-        return now
-
-    def _ask(self, q: Tensor, now: Tensor) -> None:
-        """Keep as many of the latest queries as the evictor looks at, and what it counts."""
-        if self.ways.forget is None:
-            return
-        if self.q is not None:
-            q, now = torch.cat([self.q, q], 2), torch.cat([self.now, now], 1)
-        some = self.ways.forget.evictor.window or self.since
-        self.q, self.now = q[:, :, -some:], now[:, -some:]
 
 
 @dataclass(eq=False)
@@ -90,7 +34,8 @@ class Attending(Engine):
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
     own: Own = field(default_factory=Own)
-    chosen: Tensor | None = None  # what the last that looked, a layer or a step ago, chose to read
+    chosen: tuple[Tensor, int] | None = None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
+    _read: tuple[Tensor, bool] | None = None  # a mask of padding, and whether the newest token of each row is real
 
     def memory(self, module: nn.Module) -> Remembered:
         ways = self.ways[module]
@@ -103,12 +48,13 @@ class Attending(Engine):
             self.own.hear(ways.name, ways.patterns, asked)
         if memory is None:
             return self._apart(ways, asked)
-        first = memory.seen == 0
-        now = memory.take(asked)
+        first, plain = memory.seen == 0, asked.mask is None and asked.causal
+        one = new == 1 and not first and plain and self._all_real(asked)
+        now = memory.step(asked) if one else memory.take(asked)
         if first:
             at = now[:, None].expand(-1, asked.k.shape[1], -1)
             out = self._many(ways, asked, asked.k, asked.v, at, now)
-        elif new <= FEW and asked.mask is None and asked.causal:
+        elif new <= FEW and plain:
             out = self._few(memory, asked, now)
         else:
             k, v, at = memory.store.read()
@@ -116,6 +62,14 @@ class Attending(Engine):
         if ways.forget is not None:
             self._forget(memory, asked, now, new)
         return out
+
+    def _all_real(self, asked: Asked) -> bool:
+        """Whether no row's new token is padding; of one mask, which all layers share, it is asked once."""
+        if asked.real is None:
+            return True
+        if self._read is None or self._read[0] is not asked.real:
+            self._read = asked.real, bool(asked.real[:, -1].all())
+        return self._read[1]
 
     def _apart(self, ways: Ways, asked: Asked) -> Tensor:
         """A run without a cache."""
@@ -143,50 +97,30 @@ class Attending(Engine):
     def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
         a, store, table = asked, memory.store, memory.store.table
         k, v, at = store.k, store.v, store.at
-        if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and self._saves(s, store):
-            keep = self._chosen(memory, s, a.q)
-            if (size := s.method.block) % store.page:  # blocks of a few slots each, within a page
-                parts = store.page // size
+        if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and memory.saves:
+            size = s.method.block
+            table = pages_of(self._chosen(memory, s, a.q), table, size, store.page)
+            if size < store.page:
                 k, v, at = (t.view(-1, size, *t.shape[2:]) for t in (k, v, at))
-                inner = table[..., None] * parts + torch.arange(parts, dtype=torch.int32, device=table.device)
-                table = torch.where(table[..., None] < 0, -1, inner).flatten(2)
-            table = pages_of(keep, table, max(1, size // store.page))
         return _sunk(attend_pages(a.q, k, v, at, table, now, a.scale, a.window, a.cap), a)
 
-    @staticmethod
-    def _saves(s: Step, store: Store) -> bool:
-        blocks = torch.tensor(-(-store.longest // s.method.block))
-        return s.method.sparing or bool(allowed(blocks, s.budget, s.method) < blocks)
-
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
-        """What the pattern chooses, or chose last where it does not look; the newest block is always read."""
+        """The blocks that the pattern chooses, or chose last where it does not look; the newest is always read."""
         looks = s.method.looks(memory.ways.number, memory.steps)
         memory.steps += 1
-        there = -(-memory.store.longest // s.method.block)
-        again = self.chosen
-        if looks or again is None or again.shape[:2] != memory.store.length.shape or again.shape[-1] > there:
-            self.chosen = self._keep(memory, s, q)
-            return self.chosen
-        keep = nn.functional.pad(again, (0, there - again.shape[-1]))
-        last = (-(-memory.store.length // s.method.block) - 1).clamp(min=0)[..., None, None].to(keep.device)
-        block = torch.arange(there, device=keep.device)
-        return (keep | (block == last)) & (block <= last)
+        longest, heads = memory.store.longest, memory.store.length.shape
+        again, then = self.chosen or (None, 0)
+        if looks or again is None or again.shape[:2] != heads or then > longest:
+            self.chosen = self._blocks(memory, s, q), longest
+            return self.chosen[0]
+        own = newest_block(memory.store.end, s.method.block)[..., None].int()
+        return torch.cat([again.masked_fill(again >= own, -1), own], -1)
 
-    def _keep(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
+    def _blocks(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         store, pattern = memory.store, self.own.of(memory.ways.name, s.method)
         if not isinstance(pattern, ByScore):
             return pick(pattern, s.budget, q, store.read()[0].to(q.dtype), store.length)
-        if memory.digests is None or memory.digests.pattern is not pattern:
-            memory.digests = Digests(pattern)
-        size = pattern.block
-
-        def block_of(index: Tensor) -> Tensor:
-            slot = index[..., None] * size + torch.arange(size)
-            page = store.table.cpu().gather(-1, slot // store.page).long()
-            return store.k.flatten(0, 1)[(page * store.page + slot % store.page).to(store.k.device)].to(q.dtype)
-
-        digest = memory.digests.grow(store.length, lambda: store.read()[0].to(q.dtype), block_of)
-        return pick_by_score(pattern, s.budget, q, digest, store.length)
+        return best_blocks(pattern, s.budget, q, memory.digested(pattern, q.dtype), store.end)
 
     def _forget(self, memory: Remembered, asked: Asked, now: Tensor, new: int) -> None:
         forget, store = memory.ways.forget, memory.store

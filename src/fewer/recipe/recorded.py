@@ -1,0 +1,144 @@
+"""Decoding as CUDA graphs: a step of one token is recorded once, and replayed for those that follow."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from fewer.models.cache_layer import Layer
+
+from .attending import Attending
+from .remembered import Remembered
+
+AHEAD = 1024  # tokens that there is room for when a recording is made
+
+
+@dataclass(eq=False)
+class _Take:
+    """One recording: what it is given, what it gives, and what must lie where it lay."""
+
+    graph: torch.cuda.CUDAGraph
+    ids: Tensor
+    positions: Tensor
+    answer: Any
+    memories: list[Remembered]
+    state: tuple
+    seen: int  # the tokens there were when it was last played
+
+
+class Recorded:
+    """A model's `forward` that records its steps of one token. All others, and those it cannot record, are done as ever.
+
+    The new token of every row counts as real. A recording is made anew when what is remembered has moved: after tokens were
+    forgotten, rows exchanged, or `ahead` tokens.
+    """
+
+    def __init__(self, model: nn.Module, engine: Attending, ahead: int = AHEAD):
+        self.model, self.engine, self.ahead = model, engine, ahead
+        self.plain, self.take, self.made, self.played = model.forward, None, 0, 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `model.forward` is meanwhile."""
+        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if cache is None or not self._can(ids, kwargs) or not (memories := self._memories(cache)):
+            return self.plain(*args, **kwargs)
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.full_like(ids, memories[0].seen)
+        t = self.take
+        if t is None or t.memories != memories or t.state != _state(memories, ids):
+            return self._begin(cache, memories, ids, positions, args, kwargs)
+        if t.seen != memories[0].seen:  # others came between: whatever is due is done first
+            out = self._eager(memories, args, kwargs)
+            t.seen = memories[0].seen
+            return out
+        t.ids.copy_(ids)
+        t.positions.copy_(positions)
+        t.graph.replay()
+        for m in memories:
+            m.stepped()
+        t.seen += 1
+        self.played += 1
+        return t.answer
+
+    def _can(self, ids: Any, kwargs: dict[str, Any]) -> bool:
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] != 1 or torch.is_grad_enabled():
+            return False
+        return not any(kwargs.get(k) for k in ("output_attentions", "output_hidden_states")) and not any(
+            kwargs.get(k) is not None for k in ("labels", "inputs_embeds")
+        )
+
+    def _memories(self, cache: Cache) -> list[Remembered]:
+        """Those of a cache that is wholly ours, if nothing is due that the host must do."""
+        if not all(isinstance(layer, Layer) and layer.memory.engine is self.engine for layer in cache.layers):
+            return []
+        memories = [layer.memory for layer in cache.layers]
+        return memories if all(m.seen and m.plain_step for m in memories) else []
+
+    def _eager(self, memories: list[Remembered], args: Any, kwargs: Any) -> Any:
+        for m in memories:
+            m.recording = True
+        try:
+            return self.plain(*args, **kwargs)
+        finally:
+            for m in memories:
+                m.recording = False
+
+    def _begin(
+        self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, args: Any, kwargs: Any
+    ) -> Any:
+        """The first time a step is done as ever, with room for those to come; the second time it is recorded."""
+        state = _state(memories, ids)
+        if getattr(self, "_ready", None) != (memories, state):
+            for m in memories:
+                m.store.ahead(self.ahead)
+            out = self.plain(*args, **kwargs)  # whatever is due is done
+            self._ready = memories, _state(memories, ids)
+            return out
+        ids, positions = ids.clone(), positions.clone()
+        name = next(n for n, x in kwargs.items() if x is cache)
+        more = {k: x for k, x in kwargs.items() if k in ("use_cache", "return_dict", "logits_to_keep")}
+        given = {"input_ids": ids, "position_ids": positions, name: cache} | more
+        graph, before = torch.cuda.CUDAGraph(), memories[0].seen
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            answer = self._eager(memories, (), given)
+        graph.replay()
+        self.take = _Take(graph, ids, positions, answer, memories, _state(memories, ids), before + 1)
+        self.made += 1
+        return answer
+
+
+def _state(memories: list[Remembered], ids: Tensor) -> tuple:
+    """What a recording takes for granted."""
+    return (ids.shape, *((m.store.version, m.ways.decode is not None and m.saves, id(m.digests)) for m in memories))
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module, engine: Attending, ahead: int = AHEAD) -> Iterator[Recorded]:
+    """While this is open, steps of one token are recorded and replayed.
+
+    ValueError if the model is not on one GPU.
+    """
+    devices = {p.device for p in model.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        raise ValueError(
+            f"record=True records CUDA graphs: the model must lie on one GPU, not on {sorted(map(str, devices))}"
+        )
+    here = Recorded(model, engine, ahead)
+
+    @wraps(here.plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return here.forward(*args, **kwargs)
+
+    model.forward = forward
+    try:
+        yield here
+    finally:
+        del model.forward

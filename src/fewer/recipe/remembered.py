@@ -1,0 +1,143 @@
+"""What one attention module remembers between the tokens that a model is given."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fewer.attention import ByScore, Digest, Pattern
+from fewer.attention._act import Digests, newest_block
+from fewer.cache._store import Store
+from fewer.models.cache_layer import Asked, Memory
+
+from .ways import Ways
+
+if TYPE_CHECKING:
+    from .attending import Attending
+
+
+@dataclass(eq=False)
+class Remembered(Memory):
+    """What one module remembers: a store of keys and values, the latest queries, what patterns know of full blocks."""
+
+    engine: "Attending"
+    ways: Ways
+    store: Store
+    seen: int = 0
+    rows: int = 0
+    real: Tensor | None = None  # how many tokens each row has seen, padding not counted
+    q: Tensor | None = None  # the latest queries
+    now: Tensor | None = None
+    since: int = 0  # tokens since the last that were forgotten
+    digests: Digests | None = None
+    digested_to: Tensor | None = None  # full blocks of each head that are in the digests; on the CPU
+    clock: Tensor | None = None  # where the newest token stands, on the device
+    steps: int = 0  # of decoding
+    recording: bool = False  # what is done for this token is done alike for later ones
+
+    def crop(self, tokens: int) -> None:
+        if self.store.k is None:
+            return
+        self.seen -= tokens
+        self.real = (self.real - tokens).clamp(min=0)
+        if self.q is not None:
+            self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
+        self.store.crop(self.seen)
+        self.digests = self.clock = None
+
+    def pick(self, rows: Tensor) -> None:
+        rows = rows.to(self.real.device)
+        self.store.pick(rows)
+        self.rows, self.real = len(rows), self.real[rows]
+        if self.q is not None:
+            self.q, self.now = self.q[rows], self.now[rows]
+        self.digests = None
+
+    def take(self, asked: Asked) -> Tensor:
+        """Put the new tokens in; where each of them stands, -1 for padding."""
+        batch, _, new, _ = asked.q.shape
+        now = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
+        if asked.real is not None:
+            now = now.masked_fill(~asked.real[:, -new:].bool(), -1)
+        self.store.append(asked.k, asked.v, now)
+        self.rows, self.seen, self.since = batch, self.seen + new, self.since + new
+        real = (now >= 0).sum(-1)
+        self.real = real if self.real is None else self.real.add_(real)
+        if self.clock is not None:
+            self.clock.fill_(self.seen - 1)
+        self._ask(asked.q, now)
+        return now
+
+    def step(self, asked: Asked) -> Tensor:
+        """Put one new token of every row in, none of them padding; where it stands. Nothing waits for the device while the
+        store has room."""
+        if self.clock is None:
+            self.clock = torch.full((1,), self.seen - 1, dtype=torch.int32, device=asked.q.device)
+        now = self.clock.add_(1).expand(len(asked.q), 1)
+        self.store.step(asked.k, asked.v, now)
+        self.real.add_(1)
+        self.seen, self.since = self.seen + 1, self.since + 1
+        self._ask(asked.q, now)
+        return now
+
+    def stepped(self) -> None:
+        """What `step` notes on the CPU, when a recording has done the rest."""
+        self.seen, self.since, self.steps = self.seen + 1, self.since + 1, self.steps + 1
+        self.store.stepped()
+        if self.digests is not None:
+            self.digested_to = self.store.length // self.digests.pattern.block
+
+    @property
+    def saves(self) -> bool:
+        """Whether the pattern that decodes leaves anything out yet."""
+        s = self.ways.decode
+        blocks = -(-self.store.longest // s.method.block)
+        keep = s.budget.keep
+        may = max(1, keep // s.method.block) if isinstance(keep, int) else max(1, int(blocks * keep))
+        return s.method.sparing or may < blocks
+
+    @property
+    def plain_step(self) -> bool:
+        """Whether the next token asks nothing of the host."""
+        forget, s = self.ways.forget, self.ways.decode
+        if s is not None and (not isinstance(s.method, ByScore) or type(s.method).looks is not Pattern.looks):
+            return False
+        if forget is None:
+            return True
+        looks_back = self.q is not None and 0 < forget.evictor.window == self.q.shape[2]
+        return looks_back and not forget.counts_received and self.since + 1 < self.engine.every
+
+    def digested(self, pattern: ByScore, dtype: torch.dtype) -> Digest:
+        """What the pattern remembers of the blocks, the newest one full taken in."""
+        store, size = self.store, pattern.block
+        blocks, full = -(-store.table.shape[-1] * store.page // size), store.length // size
+        if self.digests is None or self.digests.pattern is not pattern:
+            self.digests = Digests(pattern)
+            self.digests.begin(store.read()[0].to(dtype), blocks)
+            self.digested_to = full
+        self.digests.grow(blocks)
+        if self.recording:
+            self._digest(newest_block(store.end, size).clamp(min=0), dtype)
+        else:
+            while (self.digested_to < full).any():
+                self._digest(self.digested_to.minimum(full - 1).clamp(min=0).to(store.end.device), dtype)
+                self.digested_to = self.digested_to + (self.digested_to < full)
+        return tuple(self.digests.held)
+
+    def _digest(self, block: Tensor, dtype: torch.dtype) -> None:
+        self.digests.put(block, self.store.block(block, self.digests.pattern.block).to(dtype))
+
+    def _ask(self, q: Tensor, now: Tensor) -> None:
+        """Keep as many of the latest queries as the evictor looks at, and what it counts."""
+        if self.ways.forget is None:
+            return
+        some, old = self.ways.forget.evictor.window or self.since, self.q
+        if old is not None:
+            q, now = torch.cat([old, q], 2), torch.cat([self.now, now], 1)
+        q, now = q[:, :, -some:], now[:, -some:]
+        if old is not None and old.shape == q.shape:
+            old.copy_(q)  # where they lay
+            self.now.copy_(now)
+        else:
+            self.q, self.now = q.clone(), now.clone()
