@@ -40,14 +40,19 @@ class Recorded:
 
     def __init__(self, model: nn.Module, engine: Attending, ahead: int = AHEAD):
         self.model, self.engine, self.ahead = model, engine, ahead
-        self.plain, self.take, self.made, self.played = model.forward, None, 0, 0
+        self.plain, self.made, self.played = model.forward, 0, 0
+        self.take: _Take | None = None
+        self.ready: tuple | None = None  # what a step was last done for as ever, so that the next can be recorded
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `model.forward` is meanwhile."""
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if cache is None or not self._can(ids, kwargs) or not (memories := self._memories(cache)):
             return self.plain(*args, **kwargs)
+        for m in memories:
+            if m.store.room < 1:
+                m.store.ahead(self.ahead)
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.full_like(ids, memories[0].seen)
@@ -94,12 +99,11 @@ class Recorded:
         self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, args: Any, kwargs: Any
     ) -> Any:
         """The first time a step is done as ever, with room for those to come; the second time it is recorded."""
-        state = _state(memories, ids)
-        if getattr(self, "_ready", None) != (memories, state):
+        if self.ready != (memories, _state(memories, ids)):
             for m in memories:
                 m.store.ahead(self.ahead)
             out = self.plain(*args, **kwargs)  # whatever is due is done
-            self._ready = memories, _state(memories, ids)
+            self.ready = memories, _state(memories, ids)
             return out
         ids, positions = ids.clone(), positions.clone()
         name = next(n for n, x in kwargs.items() if x is cache)
@@ -135,7 +139,7 @@ def recorded(model: nn.Module, engine: Attending, ahead: int = AHEAD) -> Iterato
 
     @wraps(here.plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return here.forward(*args, **kwargs)
+        return here._forward(*args, **kwargs)
 
     model.forward = forward
     try:

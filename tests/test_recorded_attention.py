@@ -1,0 +1,67 @@
+"""Decoding recorded as CUDA graphs is decoding: the same tokens, whatever comes between."""
+
+import pytest
+import torch
+from test_attending import cached, generate, ids, padded
+from tiny import build
+from transformers import DynamicCache
+
+import fewer
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+STEPS = [
+    "attention/quest(rows=4, block=8) 16 @ decode",
+    "attention/quest(rows=4, block=16) 32 @ decode",
+    "attention/quest(rows=4, block=8) 50% @ decode",
+    "cache/key_norm 50%",
+    "cache/snap_kv(window=4) 24\nattention/quest(rows=4, block=8) 16 @ decode",
+]
+
+
+def test_a_model_on_the_cpu_is_refused():
+    with pytest.raises(ValueError, match="one GPU"), fewer.apply(build("llama"), STEPS[0], record=True):
+        pass
+    with pytest.raises(ValueError, match="there are none"), fewer.apply(build("llama"), (), record=True):
+        pass
+
+
+@CUDA
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_replayed_is_what_would_have_been_done(family, step):
+    model = build(family).cuda()
+    x, mask = (t.cuda() for t in padded([ids()[0], ids(seed=1)[0, :17]]))
+    found = []
+    for record in (False, True):
+        with fewer.apply(model, step, every=16, record=record):
+            found.append(generate(model, x, attention_mask=mask, max_new_tokens=40))
+    assert torch.equal(*found)
+    assert "forward" not in vars(model)
+
+
+@CUDA
+def test_chunks_crops_and_more_room_come_between():
+    model, x = build("llama").cuda(), ids(1, 60).cuda()
+    found = []
+    for record in (False, True):
+        out = []
+        with fewer.apply(model, STEPS[0], record=record), torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            cached(model, x[:, :20], cache)
+            for a, b in ((20, 26), (26, 31), (31, 32), (32, 44)):
+                parts = [x[:, a:b]] if b - a == 5 else x[:, a:b].split(1, 1)
+                out += [cached(model, part, cache).logits[:, -1].clone() for part in parts]
+            cache.crop(-4)
+            out += [cached(model, part, cache).logits[:, -1].clone() for part in x[:, 44:].split(1, 1)]
+        found.append(torch.cat(out))
+    assert torch.allclose(*found, atol=1e-4)
+
+
+@CUDA
+def test_a_step_is_recorded_once_and_replayed():
+    model, x = build("llama").cuda(), ids(1, 30).cuda()
+    with fewer.apply(model, STEPS[0], record=True):
+        generate(model, x, max_new_tokens=40)
+        here = model.forward.__closure__
+        (recorded,) = [c.cell_contents for c in here if hasattr(c.cell_contents, "played")]
+        assert recorded.made == 1 and recorded.played == 40 - 3
