@@ -34,7 +34,9 @@ class Attending(Engine):
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
     own: Own = field(default_factory=Own)
-    chosen: tuple[Tensor, int] | None = None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
+    chosen: tuple[Tensor, int] | None = (
+        None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
+    )
     _read: tuple[Tensor, bool] | None = None  # a mask of padding, and whether the newest token of each row is real
 
     def memory(self, module: nn.Module) -> Remembered:
