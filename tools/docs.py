@@ -26,6 +26,7 @@ USE = {  # how a step says it, by what the method is
     "Allocator": "weights/magnitude 50% by {short}",
     "Corrector": "weights/magnitude 50% + {short}",
     "Slimmer": "{name} 50% @ mlp",
+    "Mixer": "{name} 100%",
     "Learnt": "{name}(file=masks.npz) 2:4",
 }
 
@@ -47,9 +48,7 @@ def rule(m: type[Method]) -> str:
 
 def kind(m: type[Method]) -> str:
     """What the method is to its axis: `Pruner`, `Corrector`, `Router` ..."""
-    home = f"fewer.{m.name.partition('/')[0]}."
-    bases = [c for c in m.__mro__ if c.__module__ in (home + "_protocol", home + "_forms") and Method in c.__bases__]
-    return bases[0].__name__
+    return next(c.__name__ for c in m.__mro__ if Method in c.__bases__)
 
 
 def _safe(text: str) -> str:
@@ -133,10 +132,14 @@ def _method_page(m: type[Method]) -> str:
 
 def _axis_page(axis: str, classes: list[type[Method]]) -> str:
     protocol: Any = importlib.import_module(f"fewer.{axis}._protocol")
+    homes = [protocol] + [
+        importlib.import_module(f"fewer.{axis}._mixer") for _ in {"Mixer"} & {kind(m) for m in classes}
+    ]
     verbs = [
         f"- `{name}.{verb}{inspect.signature(getattr(c, verb))}`"
-        for name, c in vars(protocol).items()
-        if inspect.isclass(c) and c.__module__ == protocol.__name__ and Method in c.__bases__
+        for home in homes
+        for name, c in vars(home).items()
+        if inspect.isclass(c) and c.__module__ == home.__name__ and Method in c.__bases__
         for verb in vars(c)
         if verb in getattr(c, "__abstractmethods__", ()) and callable(getattr(c, verb))
     ]

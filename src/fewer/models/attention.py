@@ -68,6 +68,7 @@ def attended(model: nn.Module, engine: Engine) -> Iterator[None]:
         for _, module in found:
             _engines.pop(module, None)
             _memories.pop(module, None)
+            _heard.pop(module, None)
         for config, way in before.values():
             config._attn_implementation = way
 
@@ -78,16 +79,18 @@ def _way(module: nn.Module) -> str:
 
 _engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
 _memories: WeakKeyDictionary[nn.Module, Memory | None] = WeakKeyDictionary()
+_heard: WeakKeyDictionary[nn.Module, Tensor | None] = WeakKeyDictionary()  # hidden states, until attention is asked for
 
 
 @dataclass
 class _Meets:
-    """Before a module runs: the layer of the cache that it is given is ours, or becomes ours."""
+    """Before a module runs: what it hears is at hand, and the layer of the cache that it is given is ours, or becomes ours."""
 
     engine: Engine
     layer: int | None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        _heard[module] = kwargs.get("hidden_states", args[0] if args else None)
         cache = next((x for x in (*kwargs.values(), *args) if isinstance(x, Cache)), None)
         if cache is None or self.layer is None:
             _memories[module] = None
@@ -139,7 +142,7 @@ def _attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     asked = Asked(
         query, key, value, scaling or query.shape[-1] ** -0.5, real, mask,
-        sliding_window or 0, softcap or 0.0, s_aux, causal and mask is None,
+        sliding_window or 0, softcap or 0.0, s_aux, causal and mask is None, _heard.pop(module, None),
     )  # fmt: skip
     _fits(asked, 0 if memory is None else memory.seen)
     return engine.attend(module, asked, memory).transpose(1, 2).contiguous(), None

@@ -17,7 +17,7 @@ class Asked:
     `q, k, v` are those of the new tokens, rotated. `real` is False at padding, `[batch, tokens so far]`; `mask`, if there is
     one, says which query may read which token instead, `[batch, 1 or heads, new, tokens so far]`. `window`: only the last so
     many; `cap`: scores are cap tanh(score / cap); `sinks`: a score of each head that takes part in the softmax and has no
-    value. `causal` is False for encoders.
+    value. `causal` is False for encoders. `x` are the hidden states that the module was given for the new tokens.
     """
 
     q: Float[Tensor, "batch heads new dim"]
@@ -30,6 +30,7 @@ class Asked:
     cap: float = 0.0
     sinks: Float[Tensor, " heads"] | None = None
     causal: bool = True
+    x: Float[Tensor, "batch new hidden"] | None = None
 
 
 class Memory(ABC):

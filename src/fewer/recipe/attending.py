@@ -16,6 +16,7 @@ from fewer.kernels import attend_pages
 from fewer.models.attention import attended
 from fewer.models.cache_layer import Asked, Engine
 
+from .mixing import mixed, noted, parted
 from .own import Own, learns
 from .remembered import Remembered
 from .steps import Recipe, Step
@@ -50,13 +51,15 @@ class Attending(Engine):
             self.own.hear(ways.name, ways.patterns, asked)
         if memory is None:
             return self._apart(ways, asked)
+        if ways.mixer is not None:
+            asked = noted(ways.mixer, asked, ways.parts, ways.number)
         first, plain = memory.seen == 0, asked.mask is None and asked.causal
         one = new == 1 and not first and plain and self._all_real(asked)
         now = memory.step(asked) if one else memory.take(asked)
         if first:
             at = now[:, None].expand(-1, asked.k.shape[1], -1)
             out = self._many(ways, asked, asked.k, asked.v, at, now)
-        elif new <= FEW and plain:
+        elif new <= FEW and plain and ways.mixer is None:
             out = self._few(memory, asked, now)
         else:
             k, v, at = memory.store.read()
@@ -75,6 +78,8 @@ class Attending(Engine):
 
     def _apart(self, ways: Ways, asked: Asked) -> Tensor:
         """A run without a cache."""
+        if ways.mixer is not None:
+            asked = noted(ways.mixer, asked, ways.parts, ways.number)
         batch, _, new, _ = asked.q.shape
         keys = asked.k.shape[2]
         at = torch.arange(keys, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
@@ -85,6 +90,8 @@ class Attending(Engine):
 
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
         a, s = asked, ways.prefill
+        if ways.mixer is not None:
+            return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
         if s is not None and a.mask is None and a.causal and _alike(at):
             return _sunk(
                 sparse(self.own.of(ways.name, s.method), s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a
@@ -141,6 +148,14 @@ class Attending(Engine):
         """Whether a pattern would learn from text, and has not."""
         return any(learns(self.own.of(w.name, m)) for w in self.ways.values() for m in w.patterns)
 
+    def learnt(self) -> dict[str, dict[str, Tensor]]:
+        """The parts of each module's mixer as they are now: `write_parts` makes of them what a mixer's `file` names."""
+        return {
+            w.name: {part: t.detach().clone() for part, t in w.parts.items()}
+            for w in self.ways.values()
+            if len(w.parts)
+        }
+
     def changes(self) -> list[Change]:
         """A line for each module that has remembered something: the share of its tokens, and the bytes, that it keeps."""
         out = []
@@ -156,6 +171,11 @@ class Attending(Engine):
                 Change(m.ways.name, step, amount, int(m.store.length.sum()) / whole, before, m.store.bytes, "pages")
             )
         return out
+
+
+def _before(real: Tensor | None) -> Tensor | None:
+    """How much padding there is before each row's first token."""
+    return None if real is None else (real.bool().cumsum(-1) == 0).sum(-1)
 
 
 def _alike(at: Tensor) -> bool:
@@ -178,5 +198,5 @@ def attending_to(model: nn.Module, steps: Recipe, every: int = 64) -> Iterator[A
     if every < 1:
         raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
     engine = Attending(ways_of(model, steps), every)
-    with attended(model, engine):
+    with attended(model, engine), parted({m: w.parts for m, w in engine.ways.items() if len(w.parts)}):
         yield engine

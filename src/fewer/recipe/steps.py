@@ -59,8 +59,8 @@ Recipe = tuple[Step, ...]
 
 
 def kind(cls: type[Method]) -> str:
-    """What a method does on its axis: the abstract class of `_protocol.py` that it is, e.g. `Pruner`."""
-    return next(c.__name__ for c in reversed(cls.__mro__) if c.__module__.endswith("._protocol"))
+    """What a method does on its axis: the abstract class below `Method` that it is, e.g. `Pruner`."""
+    return next(c.__name__ for c in reversed(cls.__mro__) if issubclass(c, Method) and c is not Method)
 
 
 def step(text: str) -> Step:

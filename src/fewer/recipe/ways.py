@@ -1,16 +1,17 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from fewer.attention import Pattern
+from fewer.attention import Mixer, Pattern, Shape
 from fewer.cache import Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
 from fewer.models.attention import attentions, kinds, rotary
 from fewer.models.where import is_named, taken
 
+from .mixing import parts_of, shape_of
 from .steps import Recipe, Step, kind
 
 PHASES = ("prefill", "decode")
@@ -18,7 +19,7 @@ PHASES = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class Ways:
-    """What one attention module does: a pattern for each phase, and what it forgets."""
+    """What one attention module does: a pattern for each phase, or a mixer for all, and what it forgets."""
 
     name: str
     number: int  # of the module among those of the model
@@ -26,6 +27,8 @@ class Ways:
     decode: Step | None = None
     forget: Forgetting | None = None
     rope: Rope | None = None
+    mixer: Step | None = None
+    parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)  # of the mixer
 
     @property
     def patterns(self) -> list[Pattern]:
@@ -52,15 +55,41 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
                 more = s.allocator, s.correctors, _project(module), getattr(module, "layer_idx", None)
                 mine[name]["forget"] = Forgetting(s.method, s.budget, i, len(chosen), *more)
                 mine[name]["forget"].check()
+            elif isinstance(s.method, Mixer):
+                mine[name]["mixer"] = s
             else:
                 _check_pattern(s)
                 mine[name] |= dict.fromkeys(phases, s)
     ways = {}
     for i, (name, module) in enumerate(found):
         layer = getattr(module, "layer_idx", None)
+        if "mixer" in mine[name]:
+            mine[name]["parts"] = _mixes(mine[name], module, name, shape_of(module, model.config, i))
         turns = rotary(model, types[layer] if layer is not None and layer < len(types) else "")
         ways[module] = Ways(name, i, rope=None if turns is None else Rope(turns), **mine[name])
     return ways
+
+
+def _mixes(ways: dict, module: nn.Module, name: str, shape: Shape) -> nn.ParameterDict:
+    """A mixer's parts for this module; what cannot be is refused."""
+    s: Step = ways["mixer"]
+    mixer, budget = s.method, s.budget
+    assert isinstance(mixer, Mixer)
+    if not mixer.chooses and budget.keep != 1:
+        raise ValueError(f"{mixer.name} reads what it gives weight to, not '{budget}': write '{mixer.name} 100%'")
+    if not budget.plain:
+        raise ValueError(f"a query reads a share or a number of keys, not '{budget}'; write '10%' or '2048'")
+    if s.allocator or s.correctors or _places(s)[1] != list(PHASES):
+        raise ValueError(
+            f"{mixer.name} is the module's attention in all phases, undivided: write '{mixer.name} {budget}'"
+        )
+    if other := ways.get("prefill") or ways.get("decode"):
+        raise ValueError(f"{name}: {mixer.name} says what is read, and {other.method.name} too: write one of them")
+    if "forget" in ways and type(mixer).note is not Mixer.note:
+        raise ValueError(f"{name}: {mixer.name} remembers more of a token than its key; no step of cache goes with it")
+    if getattr(module, "sinks", None) is not None and not mixer.sinks:
+        raise ValueError(f"{name} has sinks, of which {mixer.name} knows nothing")
+    return parts_of(s, module, name, shape)
 
 
 def _project(module: nn.Module) -> Tensor | None:
