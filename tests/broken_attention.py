@@ -123,3 +123,49 @@ class MergesTheEmpty(cache.Corrector):
     def correct(self, past, keep):
         gone = (past.v * ~keep[..., None]).sum(2, keepdim=True)
         return past if keep[past.real].all() else replace(past, v=past.v + gone)
+
+
+class AsItIs(cache.Form):
+    def write(self, k, v, learnt=()):
+        return k, v
+
+    def read(self, stored, dims, learnt=()):
+        return stored
+
+
+@broken("cache", "check_what_is_read_is_near")
+class ReadsZeros(AsItIs):
+    """Store pages, and read nothing out of them."""
+
+    def read(self, stored, dims, learnt=()):
+        return stored[0] * 0, stored[1] * 0
+
+
+@broken("cache", "check_a_page_is_stored_by_itself")
+class ScalesTogether(AsItIs):
+    """Divide all pages by their largest number, and let that stand in each."""
+
+    def write(self, k, v, learnt=()):
+        return k / k.abs().max(), v, k.abs().max().expand(len(k))
+
+    def read(self, stored, dims, learnt=()):
+        return stored[0] * stored[2][:, None, None], stored[1]
+
+
+@broken("cache", "check_takes_less_or_lies_elsewhere")
+class TakesTwice(AsItIs):
+    """Store everything twice."""
+
+    def write(self, k, v, learnt=()):
+        return k, v, k, v
+
+    def read(self, stored, dims, learnt=()):
+        return stored[:2]
+
+
+@broken("cache", "check_a_form_is_pure")
+class Halves(AsItIs):
+    """Store halves, where the pages were."""
+
+    def write(self, k, v, learnt=()):
+        return k.mul_(0.9), v

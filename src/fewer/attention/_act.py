@@ -46,6 +46,23 @@ def dense(
     return torch.cat(outs, 2).to(q.dtype), torch.cat(ends, 2)
 
 
+def merged(answers: list[Answer]) -> Answer:
+    """Attention over several sets of keys that share none, as over all of them: each by the weight its logarithm gives.
+
+    >>> one = torch.zeros(1, 1, 1)
+    >>> out, lse = merged([(torch.tensor([[[[4.0]]]]), one + 1.0986), (torch.tensor([[[[0.0]]]]), one)])
+    >>> print(f"{out.item():.2f} {lse.exp().item():.2f}")
+    3.00 4.00
+    """
+    if len(answers) == 1:
+        return answers[0]
+    each = torch.stack([lse for _, lse in answers])
+    total = each.logsumexp(0)
+    weight = (each - total.masked_fill(total == -torch.inf, 0.0)).exp()
+    out = sum(w[..., None] * out for w, (out, _) in zip(weight, answers, strict=True))
+    return out.to(answers[0][0].dtype), total
+
+
 def allowed_slots(
     at: Places,
     now: Int32[Tensor, "batch queries"],

@@ -1,6 +1,8 @@
 """Where what is cached lies: pages of slots, each head its own, so that what one head forgets is really free."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32, Shaped
@@ -8,9 +10,20 @@ from torch import Tensor
 
 from fewer.kernels import places
 
-from ._protocol import Cached, Keep
+from ._pool import Pool
+from ._protocol import Cached, Form, Keep
 
 PAGE = 16  # slots
+AT_ONCE = 2**24  # numbers that are read out of a form at a time
+
+
+class Reading(NamedTuple):
+    """Pages for `kernels.attend_pages`, and the table that names them; all on one device."""
+
+    k: Shaped[Tensor, "pages page dim"]
+    v: Shaped[Tensor, "pages page out"]
+    at: Int32[Tensor, "pages page"]
+    table: Int32[Tensor, "batch heads reads"]
 
 
 @dataclass(eq=False)
@@ -20,12 +33,12 @@ class Store:
     `table[b, h]` names a head's pages in order (-1: none), `length[b, h]` how many slots it fills, `end` says the same on the
     device; a slot's `at` is the place of its token among all there have been (-1: empty). `beside` holds further numbers of each
     slot. Padding is never stored. Bytes are those of whole pages, places and table included. As long as `version` is the
-    same, all of it lies where it lay.
+    same, all of it lies where it lay. With a `form`, `settle` puts pages into it that are full and old enough.
     """
 
     page: int = PAGE
-    k: Shaped[Tensor, "pages page dim"] | None = None
-    v: Shaped[Tensor, "pages page out"] | None = None
+    form: Form | None = None
+    pool: Pool | None = None
     at: Int32[Tensor, "pages page"] = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int32))
     table: Int32[Tensor, "batch heads reads"] = field(default_factory=lambda: torch.empty(0, 0, 0, dtype=torch.int32))
     length: Int[Tensor, "batch heads"] = field(
@@ -39,11 +52,21 @@ class Store:
     used: int = 0  # pages
     room: int = 0  # slots that every head has left
     version: int = 0
+    settled: Int[Tensor, "batch heads"] | None = None  # pages of each head that need not be looked at again; on the CPU
+
+    @property
+    def k(self) -> Shaped[Tensor, "pages page dim"] | None:
+        """Keys of the pages that are in no form."""
+        return self.pool and self.pool.k
+
+    @property
+    def v(self) -> Shaped[Tensor, "pages page out"] | None:
+        return self.pool and self.pool.v
 
     @property
     def bytes(self) -> int:
-        parts = [self.k, self.v, self.at, self.table, *self.beside.values()]
-        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+        parts = [self.at, self.table, *self.beside.values()]
+        return sum(t.numel() * t.element_size() for t in parts) + (self.pool.bytes if self.pool else 0)
 
     @property
     def longest(self) -> int:
@@ -63,22 +86,23 @@ class Store:
         slot = self.length[rows].T + rank  # [heads, tokens]
         owner = self.table.cpu() if device.type == "cuda" else self.table
         page = owner[rows, torch.arange(heads)[:, None], slot // self.page].long()
-        where = (page * self.page + slot % self.page).to(device)
+        page, slot = page.to(device), (slot % self.page).to(device)
         rows, new = rows.to(device), new.to(device)
-        for pool, x in ((self.k, k), (self.v, v)):
-            flat = x[0] if len(new) == at.numel() and len(at) == 1 else x[rows, :, new].transpose(0, 1)  # one whole row
-            pool.view(-1, x.shape[-1])[where.flatten()] = flat.flatten(0, 1).to(pool.dtype)
-        self.at.view(-1)[where] = at[rows, new].to(device, torch.int32)
+        one = len(new) == at.numel() and len(at) == 1  # a whole row
+        flat = [(x[0] if one else x[rows, :, new].transpose(0, 1)).flatten(0, 1) for x in (k, v)]
+        self.pool.put(page.flatten(), slot.flatten(), *flat)
+        self.at.view(-1)[page * self.page + slot] = at[rows, new].to(device, torch.int32)
         self._reach(self.length + real.sum(1)[:, None])
 
     def step(self, k: Cached, v: Cached, at: Int[Tensor, "batch 1"]) -> None:
         """One token of every row, none of them padding. While there is `room`, nothing waits for the device."""
         if not self.room:
             self.ahead(1)
-        page = self.table.gather(-1, (self.end // self.page)[..., None])[..., 0].long()
-        where = (page * self.page + self.end % self.page).flatten()
-        for pool, x in ((self.k, k), (self.v, v), (self.at[..., None], at[:, None, :, None].expand(*k.shape[:3], 1))):
-            pool.view(-1, pool.shape[-1]).index_copy_(0, where, x[:, :, 0].flatten(0, 1).to(pool.dtype))
+        page = self.table.gather(-1, (self.end // self.page)[..., None])[..., 0].long().flatten()
+        slot = (self.end % self.page).flatten()
+        self.pool.put(page, slot, *(x[:, :, 0].flatten(0, 1) for x in (k, v)))
+        place = at.expand(k.shape[:2]).flatten().to(torch.int32)
+        self.at.view(-1).index_copy_(0, page * self.page + slot, place)
         self.end.add_(1)
         self.stepped()
 
@@ -96,13 +120,14 @@ class Store:
         slot = index[..., None] * size + torch.arange(size, device=index.device)
         named = (slot // self.page).clamp(max=self.table.shape[-1] - 1)
         page = self.table.gather(-1, named).long().clamp(min=0)
-        return self.k.flatten(0, 1)[page * self.page + slot % self.page]
+        return self.pool.keys(page, slot % self.page)
 
     def read(self, *beside: str) -> tuple[Tensor, ...]:
         """`k, v, at` and what was asked for, `[batch, heads, longest, ...]`: empty slots have `at` -1, whatever is there."""
         named, n = self.table.long(), self.longest
         pages = named.clamp(min=0)
-        out = [pool[pages].flatten(2, 3)[:, :, :n] for pool in (self.k, self.v, *(self.beside[b] for b in beside))]
+        found = *self.pool.take(pages), *(self.beside[b][pages] for b in beside)
+        out = [x.flatten(2, 3)[:, :, :n] for x in found]
         at = self.at[pages].masked_fill(named[..., None] < 0, -1).flatten(2)[:, :, :n]
         return out[0], out[1], at, *out[2:]
 
@@ -121,14 +146,15 @@ class Store:
         count = keep.sum(-1)
         order = places(keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
         filled, order = order >= 0, order.clamp(min=0)
-        fresh = Store(self.page)
-        fresh._begin(old_k, old_v, self.beside)
+        fresh = Store(self.page, self.form)
+        fresh._begin(old_k, old_v, self.beside, self.pool.learnt)
         fresh._room(count.cpu())
         where = fresh._where(filled)
-        for name, x in (("k", old_k if k is None else k), ("v", old_v if v is None else v)):
-            pool = getattr(fresh, name)
-            chosen = x.gather(2, order[..., None].expand(-1, -1, -1, x.shape[-1]))[filled]
-            pool.view(-1, x.shape[-1])[where] = chosen.to(pool.dtype)
+        chosen = [
+            x.gather(2, order[..., None].expand(-1, -1, -1, x.shape[-1]))[filled]
+            for x in (old_k if k is None else k, old_v if v is None else v)
+        ]
+        fresh.pool.put(where // self.page, where % self.page, *chosen)
         for pool, x in ((fresh.at, at), *zip(fresh.beside.values(), more, strict=True)):
             pool.view(-1)[where] = x.gather(2, order)[filled]
         self._become(fresh, count.cpu())
@@ -148,24 +174,62 @@ class Store:
     def pick(self, rows: Int[Tensor, " rows"]) -> None:
         """These rows of the batch, in this order; one may come twice."""
         rows = rows.cpu()
-        table, length, device = self.table[rows.to(self.table.device)], self.length[rows], self.k.device
-        needed = -(-length // self.page)
-        fresh = Store(self.page)
-        fresh.k, fresh.v, fresh.at, fresh.table = self.k[:0], self.v[:0], self.at[:0], table[..., :0]
-        fresh.length, fresh.owned = length * 0, length * 0
-        fresh.beside = {b: x[:0] for b, x in self.beside.items()}
-        fresh._room(length)
-        filled = torch.arange(table.shape[-1]) < needed[..., None]
-        old, new = table.cpu()[filled].long(), fresh.table.cpu()[..., : table.shape[-1]][filled].long()
-        for pool, source in ((fresh.k, self.k), (fresh.v, self.v), (fresh.at, self.at)):
-            pool[new.to(pool.device)] = source[old.to(source.device)]
-        for b in fresh.beside:
-            fresh.beside[b][new.to(device)] = self.beside[b][old.to(device)]
+        old, length, owned = self.table.cpu()[rows], self.length[rows], self.owned[rows]
+        there, device = old >= 0, self.at.device
+        pages = old[there].long().to(device)
+        table = old.masked_scatter(there, torch.arange(len(pages), dtype=torch.int32)).to(device)
+        beside = {b: x[pages] for b, x in self.beside.items()}
+        fresh = Store(self.page, self.form, self.pool.copy(pages), self.at[pages], table, length, beside, owned=owned)
+        fresh.used, fresh.settled = len(pages), None if self.settled is None else self.settled[rows]
         self._become(fresh, length)
 
-    def _begin(self, k: Cached, v: Cached, beside: dict[str, Tensor] | None = None) -> None:
+    def settle(self) -> None:
+        """Put into the form what is full, and not among the first or the newest; who just forgot looks at all anew."""
+        if self.form is None or self.pool is None:
+            return
+        done = (self.length - self.form.recent).clamp(min=0) // self.page
+        begin = torch.full_like(done, -(-self.form.sinks // self.page)) if self.settled is None else self.settled
+        if bool((done <= begin).all()):
+            return
+        index = torch.arange(self.table.shape[-1])
+        due = (index >= begin[..., None]) & (index < done[..., None])
+        self.pool.settle(self.table.cpu()[due].long().to(self.at.device))
+        self.settled, self.version = begin.maximum(done), self.version + 1
+
+    def readings(self, table: Int32[Tensor, "batch heads reads"], parts: int = 1) -> Iterator[Reading]:
+        """The pages that a table names, or of pages cut into so many `parts` those.
+
+        What lies in a form is read out of it, some pages at a time; what does not come to the queries stays where it is.
+        """
+        if self.form is None:
+            k, v, at = (t.view(-1, self.page // parts, *t.shape[2:]) for t in (self.k, self.v, self.at))
+            yield Reading(k, v, at, table)
+            return
+        here, apart = self.at.device, [(table, self.at.device)]
+        if not self.form.comes:
+            coded = self.pool.row[(table.long() // parts).clamp(min=0)] < 0
+            there = torch.device(self.form.device) if self.form.device else here
+            apart = [(table.masked_fill(coded, -1), here), (table.masked_fill(~coded, -1), there)]
+        each = table.shape[0] * table.shape[1] * self.page // parts * (self.k.shape[-1] + self.v.shape[-1])
+        for mine, device in apart:
+            for some in mine.split(max(1, AT_ONCE // max(each, 1)), -1):
+                if bool((some >= 0).any()):
+                    yield self._out(some, parts, device)
+
+    def _out(self, table: Tensor, parts: int, device: torch.device) -> Reading:
+        """These pages and no others, numbered anew."""
+        page, part, none = table.long() // parts, table.long() % parts, table < 0
+        names, where = page.where(~none, page[~none][0]).unique(return_inverse=True)
+        k, v = self.pool.take(names, device)
+        at, table = self.at[names].to(device), torch.where(none, -1, where * parts + part)
+        k, v, at = (t.view(-1, self.page // parts, *t.shape[2:]) for t in (k, v, at))
+        return Reading(k, v, at, table.to(device, torch.int32))
+
+    def _begin(
+        self, k: Cached, v: Cached, beside: dict[str, Tensor] | None = None, learnt: tuple[Tensor, ...] = ()
+    ) -> None:
         (batch, heads), device = k.shape[:2], k.device
-        self.k, self.v = k.new_empty(0, self.page, k.shape[-1]), v.new_empty(0, self.page, v.shape[-1])
+        self.pool = Pool.like(self.page, k, v, self.form, learnt)
         self.at = torch.empty(0, self.page, dtype=torch.int32, device=device)
         self.table = torch.empty(batch, heads, 0, dtype=torch.int32, device=device)
         self.length = self.owned = torch.zeros(batch, heads, dtype=torch.int64)
@@ -180,9 +244,9 @@ class Store:
         pages, wide = self.used + int(fresh.sum()), int(need.max())
         if pages > len(self.at):
             size = pages if not self.used else max(pages, self.used + self.used // 32)
-            for name in ("k", "v", "at"):
-                setattr(self, name, _grown(getattr(self, name), size))
+            self.at = _grown(self.at, size)
             self.beside = {b: _grown(x, size) for b, x in self.beside.items()}
+        self.pool.grow(pages, self.used)
         table = torch.full((*length.shape, max(wide, self.table.shape[-1])), -1, dtype=torch.int32)
         table[..., : self.table.shape[-1]] = self.table.cpu()
         slot = torch.arange(table.shape[-1])

@@ -1,12 +1,12 @@
 """Orthogonal matching pursuit as an encoder: take the best atom, fit all taken anew, look again."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fewer.core import Paper, method
 from fewer.features import ByPursuit
 from fewer.layout import Codes
+from fewer.select import pursue
 
 
 @method(
@@ -30,17 +30,5 @@ class OrthogonalMatchingPursuit(ByPursuit):
     """
 
     def pursue(self, x: Float[Tensor, "batch dim"], atoms: Float[Tensor, "latents dim"], k: int) -> Codes:
-        index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
-        with torch.no_grad():
-            rest = x
-            for _ in range(k):
-                match = (rest @ atoms.mT).abs().scatter(1, index, -1.0)
-                index = torch.cat([index, match.argmax(1, keepdim=True)], 1)
-                rest = x - (_fit(x, atoms[index])[:, None] @ atoms[index])[:, 0]
-        return Codes(index, _fit(x, atoms[index]), len(atoms))
-
-
-def _fit(x: Float[Tensor, "batch dim"], chosen: Float[Tensor, "batch k dim"]) -> Float[Tensor, "batch k"]:
-    with torch.autocast(x.device.type, enabled=False):  # nearly equal atoms want all digits
-        gram = chosen @ chosen.mT + 1e-6 * torch.eye(chosen.shape[1], dtype=x.dtype, device=x.device)
-        return torch.linalg.solve(gram, (chosen @ x[..., None].to(chosen.dtype)))[..., 0]
+        index, value = pursue(x, atoms, k)
+        return Codes(index, value, len(atoms))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewer.attention import ByScore
-from fewer.attention._act import allowed_slots, best_blocks, dense, newest_block, pages_of, pick, sparse
+from fewer.attention._act import allowed_slots, best_blocks, dense, merged, newest_block, pages_of, pick, sparse
 from fewer.cache._act import received
 from fewer.cache._store import Store
 from fewer.core import Change
@@ -42,7 +42,7 @@ class Attending(Engine):
 
     def memory(self, module: nn.Module) -> Remembered:
         ways = self.ways[module]
-        self.made = [m for m in self.made if m.ways is not ways] + [Remembered(self, ways, Store(ways.page))]
+        self.made = [m for m in self.made if m.ways is not ways] + [Remembered(self, ways, Store(ways.page, ways.form))]
         return self.made[-1]
 
     def attend(self, module: nn.Module, asked: Asked, memory: Remembered | None) -> Tensor:
@@ -66,6 +66,7 @@ class Attending(Engine):
             out = self._many(ways, asked, k.to(asked.q.dtype), v.to(asked.q.dtype), at, now)
         if ways.forget is not None:
             self._forget(memory, asked, now, new)
+        memory.store.settle()
         return out
 
     def _all_real(self, asked: Asked) -> bool:
@@ -104,14 +105,17 @@ class Attending(Engine):
         return _sunk(dense(a.q, k, v, at, now, a.scale, a.window, a.cap, a.mask, a.causal), a)
 
     def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
-        a, store, table = asked, memory.store, memory.store.table
-        k, v, at = store.k, store.v, store.at
+        a, store, table, parts = asked, memory.store, memory.store.table, 1
         if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and memory.saves:
             size = s.method.block
             table = pages_of(self._chosen(memory, s, a.q), table, size, store.page)
-            if size < store.page:
-                k, v, at = (t.view(-1, size, *t.shape[2:]) for t in (k, v, at))
-        return _sunk(attend_pages(a.q, k, v, at, table, now, a.scale, a.window, a.cap), a)
+            parts = max(1, store.page // size)
+        answers = []
+        for r in store.readings(table, parts):  # each where its keys are
+            q, last = (t.to(r.k.device) for t in (a.q, now))
+            found = attend_pages(q, r.k, r.v, r.at, r.table, last, a.scale, a.window, a.cap)
+            answers.append(tuple(t.to(a.q.device) for t in found))
+        return _sunk(merged(answers), a)
 
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         """The blocks that the pattern chooses, or chose last where it does not look; the newest is always read."""
@@ -167,9 +171,9 @@ class Attending(Engine):
             step = f"cache/{m.ways.forget.evictor.name.partition('/')[2]}" if m.ways.forget else "attention"
             amount = str(m.ways.forget.budget) if m.ways.forget else "100%"
             before = whole * each * m.store.k.element_size()
-            out.append(
-                Change(m.ways.name, step, amount, int(m.store.length.sum()) / whole, before, m.store.bytes, "pages")
-            )
+            layout = f"pages of {m.ways.form.name.partition('/')[2]}" if m.ways.form else "pages"
+            kept = int(m.store.length.sum()) / whole
+            out.append(Change(m.ways.name, step, amount, kept, before, m.store.bytes, layout))
         return out
 
 

@@ -103,6 +103,8 @@ class Remembered(Memory):
         forget, s = self.ways.forget, self.ways.decode
         if s is not None and (not isinstance(s.method, ByScore) or type(s.method).looks is not Pattern.looks):
             return False
+        if self.ways.form is not None:
+            return False
         if forget is None:
             return True
         looks_back = self.q is not None and 0 < forget.evictor.window == self.q.shape[2]

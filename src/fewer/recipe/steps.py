@@ -12,6 +12,13 @@ from fewer.core.spell import method_of, spell
 ENDINGS = (".yaml", ".yml", ".txt", ".json", ".tsv")  # of text that names a file
 VERSION = 1  # of the YAML form; a newer one is refused
 
+AFTER = ("Corrector", "Form")  # what stands after '+'
+HEADS = {  # what allocators and correctors of an axis go with
+    "weights": ("a pruner", "weights/wanda 50%"),
+    "cache": ("an evictor", "cache/snap_kv 25%"),
+    "attention": ("a pattern", "attention/quest 10%"),
+}
+
 _INSIDE = r"[^()]*"
 for _ in range(2):  # brackets within brackets: tuples of tuples
     _INSIDE = rf"[^()]*(?:\({_INSIDE}\)[^()]*)*"
@@ -95,12 +102,15 @@ def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[st
     axis = main.name.partition("/")[0]
     allocator = method_of(by, axis) if by else None
     correctors = tuple(method_of(part, axis) for part in then)
-    if kind(type(main)) in ("Allocator", "Corrector"):
-        how = f"'weights/wanda 50% by {head}'" if kind(type(main)) == "Allocator" else f"'weights/wanda 50% + {head}'"
-        raise ValueError(f"{main.name} is a kind of {kind(type(main)).lower()}: it goes with a pruner, write {how}")
-    for m, wanted, sign in [(allocator, "Allocator", "by"), *((c, "Corrector", "+") for c in correctors)]:
-        if m is not None and kind(type(m)) != wanted:
-            raise ValueError(f"after '{sign}' write a {wanted.lower()}; {m.name} is of kind {kind(type(m)).lower()}")
+    if kind(type(main)) in ("Allocator", *AFTER):
+        sign, (role, with_it) = "by" if kind(type(main)) == "Allocator" else "+", HEADS.get(axis, HEADS["weights"])
+        raise ValueError(
+            f"{main.name} is a kind of {kind(type(main)).lower()}: it goes with {role}, write '{with_it} {sign} {head}'"
+        )
+    for m, wanted, sign in [(allocator, ("Allocator",), "by"), *((c, AFTER, "+") for c in correctors)]:
+        if m is not None and kind(type(m)) not in wanted:
+            said = f"{wanted[0].lower()}; {m.name} is of kind {kind(type(m)).lower()}"
+            raise ValueError(f"after '{sign}' write a {said}")
     read = budget(amount)
     if allocator and (read.group or read.scope == "layer"):
         raise ValueError(f"{allocator.name} divides one budget over all maps, not {amount.strip()!r}; write '50%'")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from fewer.attention import Mixer, Pattern, Shape
-from fewer.cache import Rope
+from fewer.cache import Corrector, Form, Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
 from fewer.models.attention import attentions, kinds, rotary
@@ -26,6 +26,7 @@ class Ways:
     prefill: Step | None = None
     decode: Step | None = None
     forget: Forgetting | None = None
+    form: Form | None = None
     rope: Rope | None = None
     mixer: Step | None = None
     parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)  # of the mixer
@@ -37,9 +38,9 @@ class Ways:
 
     @property
     def page(self) -> int:
-        """Slots of a page: a block of the pattern that decodes, where that is a good size."""
+        """Slots of a page: a block of the pattern that decodes, where that is a good size, and enough for the form."""
         size = self.decode.method.block if self.decode else PAGE
-        return size if 8 <= size <= 128 else PAGE
+        return max(size if 8 <= size <= 128 else PAGE, self.form.least if self.form else 1)
 
 
 def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
@@ -52,7 +53,8 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
         for i, name in enumerate(chosen):
             if s.axis == "cache":
                 module = dict(found)[name]
-                more = s.allocator, s.correctors, _project(module), getattr(module, "layer_idx", None)
+                correctors, mine[name]["form"] = _parted(s)
+                more = s.allocator, correctors, _project(module), getattr(module, "layer_idx", None)
                 mine[name]["forget"] = Forgetting(s.method, s.budget, i, len(chosen), *more)
                 mine[name]["forget"].check()
             elif isinstance(s.method, Mixer):
@@ -90,6 +92,16 @@ def _mixes(ways: dict, module: nn.Module, name: str, shape: Shape) -> nn.Paramet
     if getattr(module, "sinks", None) is not None and not mixer.sinks:
         raise ValueError(f"{name} has sinks, of which {mixer.name} knows nothing")
     return parts_of(s, module, name, shape)
+
+
+def _parted(s: Step) -> tuple[tuple[Corrector, ...], Form | None]:
+    """Who repairs what stays, and how it is stored."""
+    forms = [c for c in s.correctors if isinstance(c, Form)]
+    if len(forms) > 1:
+        raise ValueError(
+            f"what is cached is stored in one form, not in {' and '.join(f.name for f in forms)}; leave one"
+        )
+    return tuple(c for c in s.correctors if not isinstance(c, Form)), next(iter(forms), None)
 
 
 def _project(module: nn.Module) -> Tensor | None:
