@@ -8,13 +8,13 @@ import os
 
 import pytest
 import torch
+from slopes import compare
 
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit is met
 
 from fewer import kernels  # noqa: E402
-from fewer.kernels._dispatch import tensors_of  # noqa: E402
 from fewer.kernels.attend_blocks.cases import cases  # noqa: E402
 from fewer.layout import Blocks  # noqa: E402
 
@@ -22,41 +22,10 @@ DEVICE = "cuda" if GPU else "cpu"
 HALVES = [torch.float32, torch.bfloat16] if GPU else [torch.float32, torch.float16]  # no bf16 in the interpreter
 
 
-def gradients(backend, args, weights, grow=1):
-    """Those of q, k and v of a weighted sum of both results."""
-    leaves = [t.detach().clone().to(torch.promote_types(t.dtype, weights[0].dtype)) for t in args[:3]]
-    leaves = [t.requires_grad_() for t in leaves]
-    out, lse = kernels.load("attend_blocks", backend)(*leaves, *args[3:])
-    lse = torch.where(lse.isfinite(), lse, 0)  # who reads nothing has no slope
-    total = (out * weights[0].to(out.dtype)).sum() + (lse * weights[1].to(lse.dtype)).sum()
-    return out, torch.autograd.grad(total, leaves)
-
-
-def compare(args, dtype):
-    make = torch.Generator().manual_seed(1)
-    q, v = args[0], args[2]
-    weights = [torch.randn(*q.shape[:3], n, generator=make).to(q.device) for n in (v.shape[-1], 1)]
-    weights[1] = weights[1].squeeze(-1)
-    given = [w.to(dtype).double() for w in weights]
-    truth_out, truth = gradients("ref", args, given)
-    weights = [given[0].to(dtype), given[1].float()]
-    if GPU:
-        out, found = gradients("gpu", args, weights)
-    else:
-        from fewer.testing.interpret import watch
-
-        with watch(*tensors_of(args), *weights):
-            out, found = gradients("gpu", args, weights)
-    limit = 2e-5 if dtype == torch.float32 else 2e-2
-    for mine, wanted in zip((out, *found), (truth_out, *truth), strict=True):
-        assert mine.dtype == dtype and mine.shape == wanted.shape
-        assert (mine.double() - wanted).norm() <= limit * wanted.norm() + 1e-12
-
-
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("number", range(5))
 def test_gradients_of_both_results_are_those_of_float64(number, dtype):
-    compare(list(cases(dtype, DEVICE))[number], dtype)
+    compare("attend_blocks", list(cases(dtype, DEVICE))[number], dtype)
 
 
 def test_columns_of_blocks_are_the_rows_of_the_transpose():
@@ -86,7 +55,11 @@ def test_blocks_that_are_filled_are_copied_as_tiles(block, dim, lists, dtype):
     at = torch.arange(keys).expand(2, 2, -1).clone().int()
     at[0, 0, :5] = -1
     now = (torch.arange(queries) + keys - queries).clamp(min=0).expand(2, -1).int().contiguous()
-    compare((*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5, 70), dtype)
+    compare(
+        "attend_blocks",
+        (*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5, 70),
+        dtype,
+    )
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -103,7 +76,11 @@ def test_few_queries_to_a_block_share_a_tile_with_their_group(group, lists, dtyp
     )
     at = torch.arange(keys).expand(1, kv_heads, -1).clone().int()
     now = (torch.arange(queries)[None] * 4).int()
-    compare((*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5), dtype)
+    compare(
+        "attend_blocks",
+        (*(t.to(DEVICE) for t in (q, k, v)), read.to(DEVICE), at.to(DEVICE), now.to(DEVICE), dim**-0.5),
+        dtype,
+    )
 
 
 def test_only_the_gpus_kernel_is_trusted_with_a_gradient(monkeypatch):
