@@ -239,7 +239,7 @@ def test_calibrated_skipping_reaches_its_aim_at_twice_the_length():
     """What is learnt of 512 keys holds at 1024, within five points."""
     q, k = 3 * draw(1, 4, 1024, 16), draw(1, 4, 1024, 16, seed=1)
     m = method_of("skip_softmax(rows=8, block=8)", "attention").fit(q[:, :, :512], k[:, :, :512])
-    assert m.fit(q, k) is m
+    assert m.a > 0 < m.b
     for aim in (0.3, 0.5, 0.7):
         keep = replace(m, aim=aim).attend(q, k, budget("100%"))
         read = keep.sum().item() / (4 * 128 * 129 / 2)

@@ -54,7 +54,7 @@ class ByHead(Pattern):
             some, at = q.shape[1] // heads, h * kv_heads // heads
             mine, keys = q[:, h * some : (h + 1) * some], k[:, at : at + 1]
             part = m.attend(mine, keys, own or budget)
-            if own and budget.keep != 1:
+            if own and not budget.whole:
                 part = part & m.attend(mine, keys, budget)
             keep.append(part.expand(-1, 1 if q.shape[2] == 1 else some, -1, -1))
         out = torch.cat(keep, 1)

@@ -22,8 +22,8 @@ FITTED = (0.1, 0.9)  # shares passed over that the line is laid through: where n
 class SkipSoftmax(Pattern):
     """Read a tile if a query in it has a key with exp(s - m) >= scale / keys, m the greatest s from the first key up to this tile.
 
-    `scale` is a * exp(b * (1 - aim)), as ModelOpt writes it: `aim` is the share of tiles that is to be read, and `fit` finds
-    a and b from queries and keys. The budget is the most; tiles with the largest exp(s - m) of a row's greatest m come first.
+    `scale` is a * exp(b * (1 - aim)), as ModelOpt writes it: `aim` is the share of tiles that is to be read, and a and b are
+    found from queries and keys, unless a is given. The budget is the most; tiles with the largest exp(s - m) of a row's greatest m come first.
 
     Differs from the paper: tiles are chosen before they are read, so that products of queries and keys are made twice; here
     it says what is skipped, not how fast.
@@ -34,8 +34,9 @@ class SkipSoftmax(Pattern):
     """
 
     sparing = True
+    fits = "a"
 
-    a: float = 1.0  # what is skipped then weighs no more than the greatest key
+    a: float = 0.0  # not known: nothing is skipped
     b: float = 0.0
     aim: float = 0.5
     rows: int = 64
@@ -56,9 +57,7 @@ class SkipSoftmax(Pattern):
         return keep & near
 
     def fit(self, q: Query, k: Key) -> Pattern:
-        """log scale on a line over the share of tiles passed over, by least squares; itself if it was fitted before."""
-        if self.b:
-            return self
+        """log scale on a line over the share of tiles passed over, by least squares; itself where too little can be passed over."""
         below, _ = self._tiles(q, k)
         tiles = below[below > -torch.inf].double()
         gone = torch.stack([(tiles < least).double().mean() for least in TRIALS.tolist()])

@@ -45,6 +45,11 @@ class Budget:
         return self.scope in ("layer", "model")
 
     @property
+    def whole(self) -> bool:
+        """True for all of it."""
+        return isinstance(self.keep, Fraction) and self.keep == 1
+
+    @property
     def plain(self) -> bool:
         """True for a share or a count of each row's single entries: no N:M, no larger units, no other scope."""
         return self.scope == "row" and not self.group and self.unit == (1, 1)

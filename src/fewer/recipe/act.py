@@ -15,6 +15,7 @@ from fewer.models.loss import Loss
 
 from .attending import AXES, Attending, attending_to
 from .engine import Progress, divide, run, undoing
+from .meter import Meter, Metered
 from .own import shown
 from .planning import Plan, hears, plan
 from .recorded import recorded
@@ -31,7 +32,7 @@ class Applied:
     changes: list[Change] = field(default_factory=list)
     stored: dict[str, Any] = field(default_factory=dict)  # by site name
     out: Path | None = None
-    attending: Attending | None = (
+    attending: Attending | Metered | None = (
         None  # what the model's attention does meanwhile; its `changes` come with those at the end
     )
 
@@ -51,12 +52,14 @@ def apply(
     loss: Loss | None = None,
     every: int = 64,
     record: bool = False,
+    meter: Meter | None = None,
 ) -> Iterator[Applied]:
     """Do the steps; on leaving, every weight is what it was, bit for bit, and attention is the model's own.
 
     Steps of `attention` and `cache` act while the model runs, `generate` included: what is read, and what is remembered; a cache that
     was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
     With `record`, on a GPU, steps of one token become a CUDA graph, whose answer lasts until the next step.
+    A `meter` watches what that loses; `applied.attending.readings()` tells.
 
     A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
 
@@ -73,10 +76,12 @@ def apply(
     running = tuple(s for s in read if s.axis in AXES)
     todo = plan(model, tuple(s for s in read if s.axis not in AXES))
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(attending_to(model, running, every)) if running else None
+        engine = stack.enter_context(attending_to(model, running, every, meter)) if running else None
         if record:
             if engine is None:
                 raise ValueError("record=True records steps of attention or cache, and there are none")
+            if meter is not None:
+                raise ValueError("a meter cannot look into recorded steps: leave out record=True or the meter")
             stack.enter_context(recorded(model, engine))
         applied = Applied(model, read, attending=engine)
         if todo.tasks:

@@ -16,6 +16,7 @@ from fewer.kernels import attend_pages
 from fewer.models.attention import attended
 from fewer.models.cache_layer import Asked, Engine
 
+from .meter import Meter, Metered
 from .mixing import mixed, noted, parted
 from .own import Own, learns
 from .remembered import Remembered
@@ -35,6 +36,7 @@ class Attending(Engine):
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
     own: Own = field(default_factory=Own)
+    last: tuple[Tensor, Tensor] | None = None  # output and logarithm of the denominator, where they were made
     chosen: tuple[Tensor, int] | None = (
         None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
     )
@@ -94,7 +96,7 @@ class Attending(Engine):
         if ways.mixer is not None:
             return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
         if s is not None and a.mask is None and a.causal and _alike(at):
-            return _sunk(
+            return self.told(
                 sparse(self.own.of(ways.name, s.method), s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a
             )
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
@@ -102,7 +104,7 @@ class Attending(Engine):
             return nn.functional.scaled_dot_product_attention(
                 a.q, k, v, is_causal=a.causal and a.q.shape[2] > 1, scale=a.scale, enable_gqa=a.q.shape[1] > k.shape[1]
             )
-        return _sunk(dense(a.q, k, v, at, now, a.scale, a.window, a.cap, a.mask, a.causal), a)
+        return self.told(dense(a.q, k, v, at, now, a.scale, a.window, a.cap, a.mask, a.causal), a)
 
     def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
         a, store, table, parts = asked, memory.store, memory.store.table, 1
@@ -115,7 +117,7 @@ class Attending(Engine):
             q, last = (t.to(r.k.device) for t in (a.q, now))
             found = attend_pages(q, r.k, r.v, r.at, r.table, last, a.scale, a.window, a.cap)
             answers.append(tuple(t.to(a.q.device) for t in found))
-        return _sunk(merged(answers), a)
+        return self.told(merged(answers), a)
 
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         """The blocks that the pattern chooses, or chose last where it does not look; the newest is always read."""
@@ -151,6 +153,11 @@ class Attending(Engine):
     def learns(self) -> bool:
         """Whether a pattern would learn from text, and has not."""
         return any(learns(self.own.of(w.name, m)) for w in self.ways.values() for m in w.patterns)
+
+    def told(self, answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
+        """What is said; a meter looks at the answer before sinks take their part."""
+        self.last = answer
+        return _sunk(answer, asked)
 
     def learnt(self) -> dict[str, dict[str, Tensor]]:
         """The parts of each module's mixer as they are now: `write_parts` makes of them what a mixer's `file` names."""
@@ -197,10 +204,13 @@ def _sunk(answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
 
 
 @contextlib.contextmanager
-def attending_to(model: nn.Module, steps: Recipe, every: int = 64) -> Iterator[Attending]:
-    """Do the steps while this is open."""
+def attending_to(
+    model: nn.Module, steps: Recipe, every: int = 64, meter: Meter | None = None
+) -> Iterator[Attending | Metered]:
+    """Do the steps while this is open; watched, if there is a meter."""
     if every < 1:
         raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
     engine = Attending(ways_of(model, steps), every)
-    with attended(model, engine), parted({m: w.parts for m, w in engine.ways.items() if len(w.parts)}):
-        yield engine
+    watched = engine if meter is None else Metered(engine, meter)
+    with attended(model, watched), parted({m: w.parts for m, w in engine.ways.items() if len(w.parts)}):
+        yield watched

@@ -124,7 +124,7 @@ def describe(steps: Recipe, targets: tuple[str, ...] = ()) -> dict[str, Any]:
     for s in steps:
         words = [w.strip() for w in s.where.split(",")]
         phases = [w for w in words if w in PHASES] or list(s.method.phases)
-        known = isinstance(s.method, SkipSoftmax | Dfss) and s.budget.plain and s.budget.keep == 1
+        known = isinstance(s.method, SkipSoftmax | Dfss) and s.budget.plain and s.budget.whole
         if not known or set(words) - {"*", *PHASES}:
             raise ValueError(
                 f"ModelOpt has no words for '{s}': write attention/skip_softmax or attention/dfss at 100%, everywhere"
