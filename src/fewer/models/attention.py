@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from .cache_layer import Asked, Engine, Layer, Memory
+from .where import is_named, taken
 
 NAME = "fewer"  # as transformers knows us
 
@@ -35,6 +36,22 @@ def attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
             + (f"; it has {', '.join(like)}" if like else "")
         )
     return found
+
+
+def attentions_at(model: nn.Module, where: str) -> list[tuple[str, nn.Module]]:
+    """Those of them at a place: patterns of their names, as `*`, `*.0.*,*.1.*`, `!*.31.*`. ValueError if there is none."""
+    found = attentions(model)
+    names = [name for name, _ in found]
+
+    def hits(pattern: str) -> set[str]:
+        if some := {n for n in names if is_named(n, pattern)}:
+            return some
+        raise ValueError(f"no attention module matches {pattern!r}; there are: {', '.join(names[:3])}, ...")
+
+    mine = taken(where, hits)
+    if not mine:
+        raise ValueError(f"{where!r} leaves no attention module; there are: {', '.join(names[:3])}, ...")
+    return [(name, module) for name, module in found if name in mine]
 
 
 def _asks(module: nn.Module) -> bool:

@@ -8,8 +8,7 @@ from fewer.attention import Mixer, Pattern, Shape
 from fewer.cache import Corrector, Form, Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
-from fewer.models.attention import attentions, kinds, rotary
-from fewer.models.where import is_named, taken
+from fewer.models.attention import attentions, attentions_at, kinds, rotary
 
 from .mixing import parts_of, shape_of
 from .steps import Recipe, Step, kind
@@ -49,7 +48,7 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
     types, mine = kinds(model), {name: {} for name, _ in found}
     for s in steps:
         where, phases = _places(s)
-        chosen = _chosen(where, [name for name, _ in found])
+        chosen = [name for name, _ in attentions_at(model, where)]
         for i, name in enumerate(chosen):
             if s.axis == "cache":
                 module = dict(found)[name]
@@ -117,18 +116,6 @@ def _places(s: Step) -> tuple[str, list[str]]:
     words = [w.strip() for w in s.where.split(",")]
     phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
     return ",".join(w for w in words if w not in PHASES) or "*", phases
-
-
-def _chosen(where: str, names: list[str]) -> list[str]:
-    def hits(pattern: str) -> set[str]:
-        if some := {n for n in names if is_named(n, pattern)}:
-            return some
-        raise ValueError(f"no attention module matches {pattern!r}; there are: {', '.join(names[:3])}, ...")
-
-    mine = taken(where, hits)
-    if not mine:
-        raise ValueError(f"{where!r} leaves no attention module; there are: {', '.join(names[:3])}, ...")
-    return [n for n in names if n in mine]
 
 
 def _check_pattern(s: Step) -> None:

@@ -16,6 +16,7 @@ from .by_latents import ByLatents as ByLatents
 from .by_rows import ByRows as ByRows
 from .codebooks import learn_codebooks as learn_codebooks
 from .dictionaries import learn as learn
+from .distilled import Distilled as Distilled
 from .end_to_end import learn_through as learn_through
 from .learner import Learner as Learner
 from .learner import learner_of as learner_of

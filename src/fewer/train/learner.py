@@ -26,7 +26,8 @@ class Learner(ABC, Generic[M]):
 def learner_of(method: type[Method]) -> Any:
     """The class that teaches methods of this class; `ValueError` if they have nothing to learn."""
     taught = {get_args(base)[0]: cls for cls in Learner.__subclasses__() for base in cls.__orig_bases__}  # type: ignore[attr-defined]
-    if method not in taught:
-        there = ", ".join(sorted(known.name for known in taught))
-        raise ValueError(f"{method.name} has nothing to learn, apply it as it is; what learns: {there}")
-    return taught[method]
+    for known in method.__mro__:
+        if known in taught:
+            return taught[known]
+    there = ", ".join(sorted(getattr(known, "name", f"{known.__module__.split('.')[1]}/...") for known in taught))
+    raise ValueError(f"{method.name} has nothing to learn, apply it as it is; what learns: {there}")
