@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fewer.attention import NONE, Digest, Held, Key, Learnt, Mass, Query, Score, Shape
+from fewer.attention import NONE, Digest, Held, Key, Learnt, Mass, Query, Score, Seen, Shape
 from fewer.core import Paper, method
 
 from ._dots import best, dots
@@ -62,7 +62,7 @@ class LightningIndexer(Learnt):
 
     def sees(
         self, q: Query, k: Key, x: Float[Tensor, "batch queries hidden"], now: Int[Tensor, "batch queries"]
-    ) -> tuple[Query, Key]:
+    ) -> tuple[Seen, Seen]:
         if not self.parts:
             return q, k
         w_q, w_k, scale, shift, w = (self.parts[f"indexer.{name}"].to(x) for name in PARTS)
