@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_attending import cached
 from tiny import build
+from transformers import DynamicCache
 
 import fewer
 from fewer.attention import Held, Shape, divergence, pooled, read_parts
@@ -231,3 +233,55 @@ def test_a_recipe_names_the_file(tmp_path):
 def test_shapes_are_those_of_the_modules():
     model = build("llama")
     assert list(shapes_of(model, attentions(model), words()).values()) == [Shape(4, 2, 8, 32, 0), Shape(4, 2, 8, 32, 1)]
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """A model and a step that reads by an indexer; nothing needs to have been learnt for what is asked here."""
+    model, file = build("llama"), tmp_path_factory.mktemp("indexed") / "indexer.safetensors"
+    Distilled(model, file, how=Training(1)).fit(INDEXER, budget("6"), [words()])
+    return model, f"attention/lightning_indexer(heads=4, dim=8, rope=4, file={file})"
+
+
+def test_an_indexer_reads_the_same_at_once_and_word_by_word(indexed):
+    model, said = indexed
+    x = words(2, 24, seed=5)
+    with torch.no_grad(), fewer.apply(model, f"{said} 6"):
+        whole = model(x, use_cache=False).logits
+        cache = DynamicCache(config=model.config)
+        parts = [cached(model, part, cache).logits for part in (x[:, :3], x[:, 3:20], *x[:, 20:].split(1, 1))]
+        cache.crop(-4)
+        parts.append(cached(model, x[:, 20:21], cache).logits)
+    assert torch.allclose(torch.cat(parts[:-1], 1), whole, atol=1e-4)
+    assert torch.allclose(parts[-1], whole[:, 20:21], atol=1e-4)
+    with torch.no_grad():
+        dense = model(x).logits
+        assert not torch.allclose(dense, whole, atol=1e-2)
+        with fewer.apply(model, f"{said} 100%"):
+            assert torch.allclose(model(x, use_cache=False).logits, dense, atol=1e-4)
+
+
+def test_an_indexer_does_not_hear_padding_and_works_where_heads_forget(indexed):
+    model, said = indexed
+    rows = [words(1, 20, seed=6)[0], words(1, 13, seed=7)[0]]
+    x = torch.stack([rows[0], torch.cat([rows[1].new_zeros(7), rows[1]])])
+    mask = torch.stack([torch.ones(20), torch.arange(20) >= 7]).long()
+    for more in ("", "\ncache/key_norm 10"):
+        with fewer.apply(model, f"{said} 6{more}", every=4):
+            options = {"max_new_tokens": 6, "do_sample": False}
+            both = model.generate(x, attention_mask=mask, **options)[:, 20:]
+            for row, found in zip(rows, both, strict=True):
+                alone = model.generate(row[None], attention_mask=torch.ones(1, len(row)).long(), **options)[
+                    0, len(row) :
+                ]
+                assert torch.equal(found[: len(alone)], alone)
+
+
+def test_an_indexer_of_another_size_is_refused(indexed):
+    model, said = indexed
+    with (
+        pytest.raises(ValueError, match="does not read 32 numbers for 5 heads"),
+        fewer.apply(model, f"{said.replace('heads=4', 'heads=5')} 6"),
+        torch.no_grad(),
+    ):
+        model(words(), use_cache=False)

@@ -11,7 +11,7 @@ from fewer.kernels import attend_blocks, best_pages, places
 from fewer.kernels._scores import scores, softmax_of
 from fewer.layout import Blocks
 
-from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, allowed, choose, together
+from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, Seen, allowed, choose, together
 
 CHUNK = 256  # queries whose scores are in memory at once, where they must be written down
 Answer = tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]
@@ -92,8 +92,12 @@ def sparse(
     scale: float,
     window: int = 0,
     cap: float = 0.0,
+    sight: tuple[Seen, Seen] | None = None,
 ) -> Answer:
-    """The same over the blocks that a pattern reads. Each row of the batch is seen without its empty slots in front."""
+    """The same over the blocks that a pattern reads. Each row of the batch is seen without its empty slots in front.
+
+    `sight` is what the pattern is asked with, if it is not q and k.
+    """
     start = (at[:, 0] < 0).sum(-1).tolist()
     parts = [slice(None)] if len(set(start)) == 1 else [slice(b, b + 1) for b in range(len(start))]
     outs, ends = [], []
@@ -101,7 +105,8 @@ def sparse(
         n = start[row.start or 0]
         skip = max(0, n - (k.shape[2] - q.shape[2]))  # of the queries, those that are padding
         mine, keys = q[row, :, skip:], k[row, :, n:]
-        keep = pattern.attend(mine, keys, budget)
+        asks, asked = (mine, keys) if sight is None else (sight[0][row, :, skip:], sight[1][row, :, n:])
+        keep = pattern.attend(asks, asked, budget)
         blocks = blocks_of(keep, pattern, (mine.shape[2], keys.shape[2]), window)
         args = v[row, :, n:], blocks, at[row, :, n:], now[row, skip:], scale, window, cap
         out, lse = attend_blocks(mine, keys, *args)

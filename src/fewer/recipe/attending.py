@@ -51,6 +51,7 @@ class Attending(Engine):
         ways, new = self.ways[module], asked.q.shape[2]
         if memory is None or memory.seen == 0:
             self.own.hear(ways.name, ways.patterns, asked)
+        self.own.listen(ways.name, ways.patterns, asked, memory)
         if memory is None:
             return self._apart(ways, asked)
         if ways.mixer is not None:
@@ -96,9 +97,8 @@ class Attending(Engine):
         if ways.mixer is not None:
             return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
         if s is not None and a.mask is None and a.causal and _alike(at):
-            return self.told(
-                sparse(self.own.of(ways.name, s.method), s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap), a
-            )
+            own, sight = self.own.of(ways.name, s.method), self.own.sight(ways.name, s.method, at)
+            return self.told(sparse(own, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap, sight), a)
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
         if plain and a.q.shape[2] == k.shape[2] and bool((now >= 0).all()):
             return nn.functional.scaled_dot_product_attention(
@@ -133,6 +133,9 @@ class Attending(Engine):
 
     def _blocks(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         store, pattern = memory.store, self.own.of(memory.ways.name, s.method)
+        if (s.method in memory.heard) and (there := self.own.sight(memory.ways.name, s.method, store.read()[2])):
+            heads = there[1].shape[1]
+            return pick(pattern, s.budget, *there, store.length[:, :heads]).expand(-1, store.length.shape[1], -1)
         if not isinstance(pattern, ByScore):
             return pick(pattern, s.budget, q, store.read()[0].to(q.dtype), store.length)
         return best_blocks(pattern, s.budget, q, memory.digested(pattern, q.dtype), store.end)

@@ -1,6 +1,6 @@
 """What one attention module remembers between the tokens that a model is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,7 @@ class Remembered(Memory):
     digested_to: Tensor | None = None  # full blocks of each head that are in the digests; on the CPU
     clock: Tensor | None = None  # where the newest token stands, on the device
     steps: int = 0  # of decoding
+    heard: dict[Pattern, Tensor] = field(default_factory=dict)  # by patterns that look at hidden states: of each place
     recording: bool = False  # what is done for this token is done alike for later ones
 
     def crop(self, tokens: int) -> None:
@@ -44,12 +45,14 @@ class Remembered(Memory):
         if self.q is not None:
             self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
         self.store.crop(self.seen)
+        self.heard = {m: k[:, :, : self.seen] for m, k in self.heard.items()}
         self.digests = self.clock = None
 
     def pick(self, rows: Tensor) -> None:
         rows = rows.to(self.real.device)
         self.store.pick(rows)
         self.rows, self.real = len(rows), self.real[rows]
+        self.heard = {m: k[rows] for m, k in self.heard.items()}
         if self.q is not None:
             self.q, self.now = self.q[rows], self.now[rows]
         self.digests = None
@@ -101,7 +104,9 @@ class Remembered(Memory):
     def plain_step(self) -> bool:
         """Whether the next token asks nothing of the host."""
         forget, s = self.ways.forget, self.ways.decode
-        if s is not None and (not isinstance(s.method, ByScore) or type(s.method).looks is not Pattern.looks):
+        if s is not None and (
+            not isinstance(s.method, ByScore) or s.method.hears or type(s.method).looks is not Pattern.looks
+        ):
             return False
         if self.ways.form is not None:
             return False
