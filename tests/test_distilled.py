@@ -201,8 +201,8 @@ def test_a_gate_learns_to_see_what_means_hide():
     parts = SEER.begin(Shape(2, 1, 8), torch.Generator().manual_seed(0))
     learnt = replace(SEER, parts=Held({name: t.requires_grad_() for name, t in parts.items()}))
     assert abs(kept(learnt) - kept(SEER)) < 1e-6, "it begins as the means"
-    moves = torch.optim.Adam(learnt.parts.values(), 2e-2)
-    for step in range(60):
+    moves = torch.optim.Adam(learnt.parts.values(), 4e-2)
+    for step in range(30):
         q, k, mass = planted(step)
         moves.zero_grad()
         divergence(learnt, q, k, pooled(mass, learnt)).backward()
