@@ -14,3 +14,5 @@ from .paper import AT_RANDOM as AT_RANDOM
 from .paper import Paper as Paper
 from .site import Change as Change
 from .site import Site as Site
+from .target import Target as Target
+from .target import target as target

@@ -17,14 +17,14 @@ def profiles() -> dict[str, dict[str, Any]]:
     return json.loads(FILE.read_text()) if FILE.exists() else {}
 
 
-def profile(cuda: bool) -> tuple[str, dict[str, Any]] | None:
-    """The machine most like this one: the same device or vector units if they were measured, else one of its kind."""
-    return _profile(cuda, torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability())
+def profile(cuda: bool, op: str = "") -> tuple[str, dict[str, Any]] | None:
+    """The machine most like this one, of those where `op` was measured: the same device or vector units, else one of its kind."""
+    return _profile(cuda, torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(), op)
 
 
 @lru_cache
-def _profile(cuda: bool, here: str) -> tuple[str, dict[str, Any]] | None:
-    kind = {name: p for name, p in profiles().items() if (p["device"] == "gpu") == cuda}
+def _profile(cuda: bool, here: str, op: str = "") -> tuple[str, dict[str, Any]] | None:
+    kind = {n: p for n, p in profiles().items() if (p["device"] == "gpu") == cuda and (not op or op in p)}
     name = here if here in kind else next(iter(kind), None)
     return None if name is None else (name, kind[name])
 

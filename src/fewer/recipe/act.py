@@ -19,6 +19,7 @@ from .meter import Meter, Metered
 from .own import shown
 from .planning import Plan, hears, plan
 from .recorded import recorded
+from .solving import solved
 from .steps import Recipe, recipe
 from .walk import Device, Hold, Walk, already_there
 
@@ -35,6 +36,7 @@ class Applied:
     attending: Attending | Metered | None = (
         None  # what the model's attention does meanwhile; its `changes` come with those at the end
     )
+    notes: tuple[str, ...] = ()  # what was found for each target
 
     def done(self, block: str, results: list[tuple[Change, Any]]) -> None:
         """Take in the results of one block."""
@@ -63,6 +65,9 @@ def apply(
 
     A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
 
+    A budget of these may be a target, such as '200MB', '95% of mass' or '2ms': `applied.steps` are what was found for it, `applied.notes`
+    say so.
+
     `steps` is whatever `recipe` reads; `data` is `[windows, length]` token ids (or rows of samples) for methods that ask
     for statistics. What is measured inside is what would be stored: weights are rounded to the checkpoint's dtype. Blocks
     are brought to `device` one at a time, and back. `loss(answer, data)`, a mean over windows, is what gradients are
@@ -72,7 +77,8 @@ def apply(
     ...     print(applied.changes[0].kept)
     0.5
     """
-    read = recipe(steps)
+    found = solved(model, recipe(steps), data)
+    read = found.steps
     running = tuple(s for s in read if s.axis in AXES)
     todo = plan(model, tuple(s for s in read if s.axis not in AXES))
     with contextlib.ExitStack() as stack:
@@ -83,10 +89,12 @@ def apply(
             if meter is not None:
                 raise ValueError("a meter cannot look into recorded steps: leave out record=True or the meter")
             stack.enter_context(recorded(model, engine))
-        applied = Applied(model, read, attending=engine)
+        applied = Applied(model, read, attending=engine, notes=found.notes)
         if todo.tasks:
             stack.enter_context(undoing([s for t in todo.tasks for s in t.sites]))
-            applied = replace(keep(model, todo, data, progress, device, loss), steps=read, attending=engine)
+            applied = replace(
+                keep(model, todo, data, progress, device, loss), steps=read, attending=engine, notes=found.notes
+            )
         if engine and engine.learns and data is not None:
             shown(model, data)
         yield applied

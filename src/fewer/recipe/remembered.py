@@ -98,7 +98,7 @@ class Remembered(Memory):
         blocks = -(-self.store.longest // s.method.block)
         keep = s.budget.keep
         may = max(1, keep // s.method.block) if isinstance(keep, int) else max(1, int(blocks * keep))
-        return s.method.sparing or may < blocks
+        return self.store.longest > self.ways.beyond and (s.method.sparing or may < blocks)
 
     @property
     def plain_step(self) -> bool:

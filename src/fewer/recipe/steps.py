@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewer.core import Budget, Method, axes, budget
+from fewer.core import Budget, Method, Target, axes, budget, target
 from fewer.core.spell import method_of, spell
 
 ENDINGS = (".yaml", ".yml", ".txt", ".json", ".tsv")  # of text that names a file
@@ -40,7 +40,7 @@ class Step:
     """
 
     method: Method
-    budget: Budget
+    budget: Budget | Target
     where: str = "*"
     allocator: Method | None = None
     correctors: tuple[Method, ...] = ()
@@ -111,7 +111,11 @@ def _build(head: str, amount: str, where: str, by: str | None, then: Iterable[st
         if m is not None and kind(type(m)) not in wanted:
             said = f"{wanted[0].lower()}; {m.name} is of kind {kind(type(m)).lower()}"
             raise ValueError(f"after '{sign}' write a {said}")
-    read = budget(amount)
+    read: Any = target(amount) or budget(amount)
+    if isinstance(read, Target):
+        if axis not in ("attention", "cache"):
+            raise ValueError(f"{main.name} takes a budget, not '{read}': write '50%', '64' or '2:4'")
+        return Step(main, read, where.strip(), allocator, correctors)
     if allocator and (read.group or read.scope == "layer"):
         raise ValueError(f"{allocator.name} divides one budget over all maps, not {amount.strip()!r}; write '50%'")
     if kind(type(main)) == "Slimmer" and (read.group or read.unit != (1, 1) or read.scope in ("column", "layer")):

@@ -1,5 +1,6 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
+import re
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Ways:
     rope: Rope | None = None
     mixer: Step | None = None
     parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)  # of the mixer
+    beyond: int = 0  # up to so many tokens all is read while decoding
 
     @property
     def patterns(self) -> list[Pattern]:
@@ -61,6 +63,8 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
             else:
                 _check_pattern(s)
                 mine[name] |= dict.fromkeys(phases, s)
+            if length := _length(s):
+                mine[name]["beyond"] = length
     ways = {}
     for i, (name, module) in enumerate(found):
         layer = getattr(module, "layer_idx", None)
@@ -115,7 +119,23 @@ def _places(s: Step) -> tuple[str, list[str]]:
     """Which modules, and in which phases."""
     words = [w.strip() for w in s.where.split(",")]
     phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
-    return ",".join(w for w in words if w not in PHASES) or "*", phases
+    return ",".join(w for w in words if w not in PHASES and not _BEYOND.fullmatch(w)) or "*", phases
+
+
+_BEYOND = re.compile(r"beyond (\d+)")
+
+
+def beyond(tokens: int) -> str:
+    """The word in a step's place for: where more tokens than these are remembered."""
+    return f"beyond {tokens}"
+
+
+def _length(s: Step) -> int:
+    """Up to how many tokens a pattern leaves decoding as it is."""
+    said = [int(form[1]) for w in s.where.split(",") if (form := _BEYOND.fullmatch(w.strip()))]
+    if said and s.axis == "cache":
+        raise ValueError(f"'{s}': a cache forgets at any length; leave out 'beyond {said[0]}'")
+    return max(said, default=0)
 
 
 def _check_pattern(s: Step) -> None:
