@@ -74,10 +74,10 @@ def _prose(text: str) -> str:
 
 
 def _cite(paper: Paper) -> str:
-    what = "doi" if paper.id.startswith("10.") else "arXiv"
+    what = "doi " if paper.id.startswith("10.") else "" if paper.id == paper.url else "arXiv "
     rest = f", {paper.equation}" if paper.equation else ""
     known = f" · ledger {paper.ledger}" if paper.ledger is not None else ""
-    return f"[{_safe(paper.title)}]({paper.url}) ({what} {paper.id}, {paper.year}){rest}{known}"
+    return f"[{_safe(paper.title)}]({paper.url}) ({what}{paper.id}, {paper.year}){rest}{known}"
 
 
 def _parameters(m: type[Method]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewer.core import Budget
 from fewer.kernels._scores import scores
 
-from ._protocol import Allocator, ByScore, Corrector, Evictor, Past, Recent, Rope, Score
+from ._protocol import Allocator, ByScore, Cached, Corrector, Evictor, Past, Recent, Rope, Score
 
 if TYPE_CHECKING:
     from ._store import Store
@@ -34,6 +34,23 @@ class Forgetting:
         """Whether the attention that each slot gets must be added up."""
         return any(need.__name__ == "Received" for need in self.evictor.needs)
 
+    def notes(
+        self,
+        k: Cached,
+        v: Cached,
+        q: Recent,
+        now: Int32[Tensor, "batch new"],
+        scale: float,
+        rope: Rope | None,
+        x: Tensor,
+    ) -> tuple[dict[str, Score], Recent]:
+        """What is noted of new tokens, by its name beside the slots, and their queries as attention should see them."""
+        if not self.evictor.notes:
+            return {}, q
+        at, seen = now[:, None].expand(-1, k.shape[1], -1), (now >= 0).sum(-1)
+        new = Past(k, v, at, q, now, seen, scale, rope, None, self.project, self.layer, x=x)
+        return {"noted": self.evictor.note(new)}, self.evictor.clean(new)
+
     def __call__(
         self,
         store: "Store",
@@ -44,10 +61,12 @@ class Forgetting:
         rope: Rope | None = None,
     ) -> None:
         """Bring the store to the budget; nothing happens where it is met already."""
-        beside = ("received",) if self.counts_received else ()
+        beside = ["received"] * self.counts_received + ["noted"] * self.evictor.notes
         k, v, at, *more = store.read(*beside)
-        there = more[0] / (int(now.max()) + 1 - at).clamp(min=1) if more else None
-        past = Past(k, v, at, q, now, seen, scale, rope, there, self.project, self.layer)
+        told = dict(zip(beside, more, strict=True))
+        if self.counts_received:
+            told["received"] = told["received"] / (int(now.max()) + 1 - at).clamp(min=1)
+        past = Past(k, v, at, q, now, seen, scale, rope, project=self.project, layer=self.layer, **told)
         counts = past.counts(self.budget)
         if self.allocator is not None:
             score = self.evictor.score(past).masked_fill(~past.real, -torch.inf)  # type: ignore[attr-defined]
@@ -67,6 +86,8 @@ class Forgetting:
             raise ValueError(
                 f"a cache keeps a share or a number of tokens in each head, not '{self.budget}'; write '25%', or '25% by ada'"
             )
+        if getattr(self.evictor, "file", None) == "":
+            raise ValueError(f"{self.evictor.name} has learnt nothing: name its file, '{self.evictor.name}(file=...)'")
         if self.allocator is not None and not isinstance(self.evictor, ByScore):
             raise ValueError(f"{self.allocator.name} divides by scores, and {self.evictor.name} gives none")
 

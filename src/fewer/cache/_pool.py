@@ -100,7 +100,7 @@ class Pool:
             self.parts = tuple(x.new_empty(0, *x.shape[1:]) for x in fresh)
         if end > len(self.parts[0]):
             size = max(end, self.written + self.written // 32)
-            self.parts = tuple(_longer(p[: self.written], size) for p in self.parts)
+            self.parts = tuple(longer(p[: self.written], size) for p in self.parts)
         for part, x in zip(self.parts, fresh, strict=True):
             part[self.written : end] = x
         self.row[pages] = ~torch.arange(self.written, end, device=self.row.device)
@@ -124,7 +124,7 @@ class Pool:
 
     def _widen(self, rows: int, used: int) -> None:
         rows = max(rows, used + used // 32)
-        self.k, self.v = _longer(self.k, rows), _longer(self.v, rows)
+        self.k, self.v = longer(self.k, rows), longer(self.v, rows)
 
     def _shrink(self) -> None:
         """Only rows in use are left."""
@@ -134,7 +134,8 @@ class Pool:
         self.row[full] = torch.arange(len(rows), device=rows.device)
 
 
-def _longer(pool: Tensor, rows: int) -> Tensor:
-    out = pool.new_zeros(rows, *pool.shape[1:])
+def longer(pool: Tensor, rows: int, fill: int = 0) -> Tensor:
+    """With more rows, which hold `fill`."""
+    out = pool.new_full((rows, *pool.shape[1:]), fill)
     out[: len(pool)] = pool
     return out

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewer.kernels import places
 
-from ._pool import Pool
+from ._pool import Pool, longer
 from ._protocol import Cached, Form, Keep
 
 PAGE = 16  # slots
@@ -72,7 +72,13 @@ class Store:
     def longest(self) -> int:
         return int(self.length.max()) if self.length.numel() else 0
 
-    def append(self, k: Cached, v: Cached, at: Int[Tensor, "batch new"]) -> None:
+    def append(
+        self,
+        k: Cached,
+        v: Cached,
+        at: Int[Tensor, "batch new"],
+        beside: dict[str, Float[Tensor, "batch heads new"]] | None = None,
+    ) -> None:
         """Tokens at ascending places, the same for all heads of a row; -1 is padding, and is not stored."""
         if self.k is None:
             self._begin(k, v)
@@ -91,10 +97,19 @@ class Store:
         one = len(new) == at.numel() and len(at) == 1  # a whole row
         flat = [(x[0] if one else x[rows, :, new].transpose(0, 1)).flatten(0, 1) for x in (k, v)]
         self.pool.put(page.flatten(), slot.flatten(), *flat)
-        self.at.view(-1)[page * self.page + slot] = at[rows, new].to(device, torch.int32)
+        where = page * self.page + slot
+        self.at.view(-1)[where] = at[rows, new].to(device, torch.int32)
+        for name, x in (beside or {}).items():
+            self._beside(name).view(-1)[where] = x[rows, :, new].T.float()
         self._reach(self.length + real.sum(1)[:, None])
 
-    def step(self, k: Cached, v: Cached, at: Int[Tensor, "batch 1"]) -> None:
+    def step(
+        self,
+        k: Cached,
+        v: Cached,
+        at: Int[Tensor, "batch 1"],
+        beside: dict[str, Float[Tensor, "batch heads 1"]] | None = None,
+    ) -> None:
         """One token of every row, none of them padding. While there is `room`, nothing waits for the device."""
         if not self.room:
             self.ahead(1)
@@ -102,7 +117,10 @@ class Store:
         slot = (self.end % self.page).flatten()
         self.pool.put(page, slot, *(x[:, :, 0].flatten(0, 1) for x in (k, v)))
         place = at.expand(k.shape[:2]).flatten().to(torch.int32)
-        self.at.view(-1).index_copy_(0, page * self.page + slot, place)
+        where = page * self.page + slot
+        self.at.view(-1).index_copy_(0, where, place)
+        for name, x in (beside or {}).items():
+            self._beside(name).view(-1).index_copy_(0, where, x.flatten().float())
         self.end.add_(1)
         self.stepped()
 
@@ -161,10 +179,13 @@ class Store:
 
     def put(self, name: str, x: Float[Tensor, "batch heads n"]) -> None:
         """Numbers beside the slots, as `read` orders them."""
+        filled = torch.arange(x.shape[-1]) < self.length[..., None]
+        self._beside(name).view(-1)[self._where(filled.to(x.device))] = x[filled.to(x.device)].float()
+
+    def _beside(self, name: str) -> Float[Tensor, "pages page"]:
         if name not in self.beside:
             self.beside[name] = torch.zeros_like(self.at, dtype=torch.float32)
-        filled = torch.arange(x.shape[-1]) < self.length[..., None]
-        self.beside[name].view(-1)[self._where(filled.to(x.device))] = x[filled.to(x.device)].float()
+        return self.beside[name]
 
     def crop(self, before: int) -> None:
         """Forget all tokens whose place is `before` or later."""
@@ -244,8 +265,8 @@ class Store:
         pages, wide = self.used + int(fresh.sum()), int(need.max())
         if pages > len(self.at):
             size = pages if not self.used else max(pages, self.used + self.used // 32)
-            self.at = _grown(self.at, size)
-            self.beside = {b: _grown(x, size) for b, x in self.beside.items()}
+            self.at = longer(self.at, size, -1)
+            self.beside = {b: longer(x, size) for b, x in self.beside.items()}
         self.pool.grow(pages, self.used)
         table = torch.full((*length.shape, max(wide, self.table.shape[-1])), -1, dtype=torch.int32)
         table[..., : self.table.shape[-1]] = self.table.cpu()
@@ -271,14 +292,3 @@ class Store:
     def _become(self, other: "Store", length: Int[Tensor, "batch heads"]) -> None:
         self.__dict__.update(other.__dict__ | {"version": self.version + 1})
         self._reach(length)
-
-
-def _grown(pool: Tensor, pages: int) -> Tensor:
-    """More pages; new slots are empty (-1), where it is places that they hold."""
-    out = (
-        pool.new_full((pages, *pool.shape[1:]), -1)
-        if pool.dtype == torch.int32
-        else pool.new_zeros(pages, *pool.shape[1:])
-    )
-    out[: len(pool)] = pool
-    return out

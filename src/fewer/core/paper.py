@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """A reference: an arXiv id or a DOI, the title, the year, our ledger's id if it has one, the equation if one rules.
+    """A reference: an arXiv id, a DOI or, without either, an address; the title, the year, our ledger's id if it has one, the equation if one rules.
 
     >>> Paper("2306.11695", "Wanda", 2023).url
     'https://arxiv.org/abs/2306.11695'
@@ -21,6 +21,8 @@ class Paper:
 
     @property
     def url(self) -> str:
+        if self.id.startswith("https://"):
+            return self.id
         return f"https://doi.org/{self.id}" if self.id.startswith("10.") else f"https://arxiv.org/abs/{self.id}"
 
 

@@ -58,7 +58,7 @@ class Attending(Engine):
             asked = noted(ways.mixer, asked, ways.parts, ways.number)
         first, plain = memory.seen == 0, asked.mask is None and asked.causal
         one = new == 1 and not first and plain and self._all_real(asked)
-        now = memory.step(asked) if one else memory.take(asked)
+        now, asked = memory.step(asked) if one else memory.take(asked)
         if first:
             at = now[:, None].expand(-1, asked.k.shape[1], -1)
             out = self._many(ways, asked, asked.k, asked.v, at, now)

@@ -232,7 +232,7 @@ def _dms(found: Keys, place: str) -> Found:
         )
     share = str(Budget(Fraction(1, times)))
     notes = (f"'dms_cr' {times} is what it was trained for; here it is a budget: 1 of {times} stays",)
-    return Found("DMS", (step(f"cache/dms(window={window}) {share}"),), notes)
+    return Found("DMS", (step(f"cache/dms(recent={window}) {share}"),), notes)
 
 
 def _known(found: Keys, keys: set[str], place: str) -> Keys:

@@ -1,6 +1,6 @@
 """What one attention module remembers between the tokens that a model is given."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,32 +57,39 @@ class Remembered(Memory):
             self.q, self.now = self.q[rows], self.now[rows]
         self.digests = None
 
-    def take(self, asked: Asked) -> Tensor:
-        """Put the new tokens in; where each of them stands, -1 for padding."""
+    def take(self, asked: Asked) -> tuple[Tensor, Asked]:
+        """Put the new tokens in; where each of them stands, -1 for padding, and with what queries attention goes on."""
         batch, _, new, _ = asked.q.shape
         now = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
         if asked.real is not None:
             now = now.masked_fill(~asked.real[:, -new:].bool(), -1)
-        self.store.append(asked.k, asked.v, now)
+        beside, asked = self._noted(asked, now)
+        self.store.append(asked.k, asked.v, now, beside)
         self.rows, self.seen, self.since = batch, self.seen + new, self.since + new
         real = (now >= 0).sum(-1)
         self.real = real if self.real is None else self.real.add_(real)
         if self.clock is not None:
             self.clock.fill_(self.seen - 1)
         self._ask(asked.q, now)
-        return now
+        return now, asked
 
-    def step(self, asked: Asked) -> Tensor:
-        """Put one new token of every row in, none of them padding; where it stands. Nothing waits for the device while the
-        store has room."""
+    def step(self, asked: Asked) -> tuple[Tensor, Asked]:
+        """The same for one new token of every row, none of them padding. Nothing waits for the device while the store has room."""
         if self.clock is None:
             self.clock = torch.full((1,), self.seen - 1, dtype=torch.int32, device=asked.q.device)
         now = self.clock.add_(1).expand(len(asked.q), 1)
-        self.store.step(asked.k, asked.v, now)
+        beside, asked = self._noted(asked, now)
+        self.store.step(asked.k, asked.v, now, beside)
         self.real.add_(1)
         self.seen, self.since = self.seen + 1, self.since + 1
         self._ask(asked.q, now)
-        return now
+        return now, asked
+
+    def _noted(self, asked: Asked, now: Tensor) -> tuple[dict[str, Tensor], Asked]:
+        if (forget := self.ways.forget) is None or not forget.evictor.notes:
+            return {}, asked
+        beside, q = forget.notes(asked.k, asked.v, asked.q, now, asked.scale, self.ways.rope, asked.x)
+        return beside, replace(asked, q=q)
 
     def stepped(self) -> None:
         """What `step` notes on the CPU, when a recording has done the rest."""
@@ -108,7 +115,7 @@ class Remembered(Memory):
             not isinstance(s.method, ByScore) or s.method.hears or type(s.method).looks is not Pattern.looks
         ):
             return False
-        if self.ways.form is not None:
+        if self.ways.form is not None or (forget is not None and forget.evictor.notes):
             return False
         if forget is None:
             return True
