@@ -2,12 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int, Int32, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +18,7 @@ from ._act import CHUNK, Places, allowed_slots
 from ._learnt import Shape
 from ._protocol import Key, Query
 
-__all__ = ["ByRow", "May", "Mixer", "Parts", "Reading", "RowScore", "Value", "by_rows"]
+__all__ = ["ByRow", "May", "Mixer", "Out", "Parts", "Reading", "RowScore", "Value", "by_rows", "in_chunks", "laid"]
 
 Parts = Mapping[str, Tensor]
 Value = Float[Tensor, "batch kv_heads keys out"]
@@ -37,7 +37,8 @@ class Reading:
     `window`, among the last so many; or, if there is one, what `mask` says by the tokens' places. A score is
     scale q.k or, with a `cap`, cap tanh(scale q.k / cap). `sinks`: a score of each head that takes part like one more key
     without a value. `parts` are the mixer's own tensors in this layer, `x` the hidden states of the queries' tokens, `note`
-    what the mixer had remembered of each token beside its key.
+    what the mixer had remembered of each token beside its key; `turn` rotates vectors of heads at the queries' places as the
+    model rotates its queries and keys, if it does.
     """
 
     q: Query
@@ -54,6 +55,7 @@ class Reading:
     parts: Parts = field(default_factory=dict)
     x: Float[Tensor, "batch queries hidden"] | None = None
     note: Float[Tensor, "batch kv_heads keys wide"] | None = None
+    turn: Turn | None = None
     layer: int = 0
 
     @classmethod
@@ -64,16 +66,11 @@ class Reading:
         now = at[:, 0, n - q.shape[2] :]
         return cls(q, k, v, at, now, dim**-0.5 if scale is None else scale, parts=parts or {})
 
-    @property
-    def shape(self) -> Shape:
-        hidden = 0 if self.x is None else self.x.shape[-1]
-        return Shape(self.q.shape[1], self.k.shape[1], self.q.shape[3], hidden, self.layer)
-
     def chunks(self) -> Iterator[slice]:
         """The queries, some at a time: their scores are what is in memory."""
         yield from (slice(first, first + CHUNK) for first in range(0, self.q.shape[2], CHUNK))
 
-    def grouped(self, x: Float[Tensor, "batch heads *rest"]) -> Float[Tensor, "batch kv_heads group *rest"]:
+    def grouped(self, x: Shaped[Tensor, "batch heads *rest"]) -> Shaped[Tensor, "batch kv_heads group *rest"]:
         """What there is of each head, by the key-value head that it reads."""
         return x.unflatten(1, (self.k.shape[1], -1))
 
@@ -88,6 +85,13 @@ class Reading:
         mask = None if self.mask is None else self.mask[:, :, some]
         may = allowed_slots(self.at, self.now[:, some], self.window, mask, self.causal)
         return self.grouped(may) if may.shape[1] > self.k.shape[1] else may[:, :, None]
+
+    def counts(self, budget: Budget, some: slice = slice(None)) -> Int[Tensor, "batch one two queries three"]:
+        """How many keys a budget lets each of them read: of a share, that share of the text up to itself; at least one."""
+        there = (self.now[:, None, None, some, None] + 1).long().clamp(min=1)
+        if isinstance(budget.keep, int):
+            return there.clamp(max=max(1, budget.keep))
+        return (there * budget.keep.numerator // budget.keep.denominator).clamp(min=1)
 
     def apart(self, some: slice = slice(None)) -> Float[Tensor, "batch kv_heads one queries keys"]:
         """How many tokens lie between a query and what it reads."""
@@ -138,11 +142,12 @@ class ByRow(Mixer):
         """
 
     def mix(self, r: Reading, budget: Budget) -> Out:
-        return by_rows(r, lambda score, may, some: self.weigh(score, may, r.parts))
+        return by_rows(r, lambda score, may, some: self.weigh(score, may, r.parts)).to(r.q.dtype)
 
 
 def by_rows(r: Reading, weigh: Callable[[RowScore, May, slice], RowScore]) -> Out:
-    """The sum of the values by weights of each query's scores; `[queries, keys]` is there for some queries at a time only.
+    """The sum of the values by weights of each query's scores, in float32 at least; `[queries, keys]` is there for some queries
+    at a time only.
 
     With gradients too: what the chunks held is made again on the way back.
     """
@@ -159,7 +164,29 @@ def by_rows(r: Reading, weigh: Callable[[RowScore, May, slice], RowScore]) -> Ou
         weight = weigh(score, may, some).masked_fill(~may, 0.0)
         return (weight[..., :keys] @ values).flatten(1, 2)
 
+    return in_chunks(r, some_of)
+
+
+def laid(r: Reading, who: Mixer) -> Reading:
+    """The same with the token of place n in slot n, for who thinks in regions of the text.
+
+    ValueError: a mask of who may read whom, or a text that is read both ways.
+    """
+    if r.mask is not None or not r.causal:
+        raise ValueError(f"{who.name} reads a causal text; it cannot follow a mask of its own, or look ahead")
+    n = max(1, int(r.at.max()) + 1) if r.at.numel() else 1
+    index = torch.where(r.at >= 0, r.at, n).long()  # what is empty goes behind the last, and is cut off
+
+    def put(x: Tensor) -> Tensor:
+        out = x.new_zeros(*x.shape[:2], n + 1, x.shape[-1])
+        return out.scatter(2, index[..., None].expand_as(x), x)[:, :, :n]
+
+    at = torch.full((*r.at.shape[:2], n + 1), -1, dtype=r.at.dtype, device=r.at.device).scatter(2, index, r.at)[..., :n]
+    return replace(r, k=put(r.k), v=put(r.v), at=at, note=None if r.note is None else put(r.note))
+
+
+def in_chunks(r: Reading, part: Callable[[slice], Tensor]) -> Tensor:
+    """`part` of some queries after the other; what is in memory meanwhile is made again on the way back."""
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (r.q, r.k, r.v, *r.parts.values()))
-    several = r.q.shape[2] > CHUNK
-    outs = [checkpoint(some_of, s, use_reentrant=False) if learns and several else some_of(s) for s in r.chunks()]
-    return torch.cat(outs, 2).to(r.q.dtype)
+    again = learns and r.q.shape[2] > CHUNK
+    return torch.cat([checkpoint(part, s, use_reentrant=False) if again else part(s) for s in r.chunks()], 2)

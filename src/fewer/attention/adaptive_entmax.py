@@ -12,7 +12,7 @@ from fewer.select import entmax
 LEAST = 1e-3  # above 1: what float32 still tells from softmax
 
 
-@method(Paper("1909.00015", "Adaptively Sparse Transformers", 2019, ledger=287, equation="eq. 8 and 9"))
+@method(Paper("1909.00015", "Adaptively Sparse Transformers", 2019, ledger=287))
 class AdaptiveEntmax(ByRow):
     """Weigh by alpha-entmax with an alpha of each head, learnt between softmax and sparsemax.
 

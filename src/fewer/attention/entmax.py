@@ -5,7 +5,7 @@ from fewer.core import Paper, method
 from fewer.select import entmax, entmax15
 
 
-@method(Paper("1905.05702", "Sparse Sequence-to-Sequence Models", 2019, equation="eq. 5 and 6, algorithms 1 and 2"))
+@method(Paper("1905.05702", "Sparse Sequence-to-Sequence Models", 2019, equation="algorithms 1 and 2"))
 class Entmax(ByRow):
     """Weigh what is read by alpha-entmax of its scores, which gives most of them exactly nothing.
 

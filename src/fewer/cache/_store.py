@@ -14,6 +14,7 @@ from ._pool import Pool, longer
 from ._protocol import Cached, Form, Keep
 
 PAGE = 16  # slots
+Values = Float[Tensor, "batch kv_heads keys out"]
 AT_ONCE = 2**24  # numbers that are read out of a form at a time
 
 
@@ -75,7 +76,7 @@ class Store:
     def append(
         self,
         k: Cached,
-        v: Cached,
+        v: Values,
         at: Int[Tensor, "batch new"],
         beside: dict[str, Float[Tensor, "batch heads new"]] | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class Store:
     def step(
         self,
         k: Cached,
-        v: Cached,
+        v: Values,
         at: Int[Tensor, "batch 1"],
         beside: dict[str, Float[Tensor, "batch heads 1"]] | None = None,
     ) -> None:
@@ -153,7 +154,7 @@ class Store:
         self,
         keep: Keep,
         k: Cached | None = None,
-        v: Cached | None = None,
+        v: Values | None = None,
         at: Int[Tensor, "batch heads n"] | None = None,
     ) -> None:
         """Forget the rest, and give its pages back; with `k`, `v` and `at`, what stays is stored anew."""
@@ -247,7 +248,7 @@ class Store:
         return Reading(k, v, at, table.to(device, torch.int32))
 
     def _begin(
-        self, k: Cached, v: Cached, beside: dict[str, Tensor] | None = None, learnt: tuple[Tensor, ...] = ()
+        self, k: Cached, v: Values, beside: dict[str, Tensor] | None = None, learnt: tuple[Tensor, ...] = ()
     ) -> None:
         (batch, heads), device = k.shape[:2], k.device
         self.pool = Pool.like(self.page, k, v, self.form, learnt)

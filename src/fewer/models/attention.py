@@ -6,8 +6,10 @@ it, and takes it back on leaving; a cache's layers become ours when a module fir
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -96,7 +98,9 @@ def _way(module: nn.Module) -> str:
 
 _engines: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
 _memories: WeakKeyDictionary[nn.Module, Memory | None] = WeakKeyDictionary()
-_heard: WeakKeyDictionary[nn.Module, Tensor | None] = WeakKeyDictionary()  # hidden states, until attention is asked for
+_heard: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = (
+    WeakKeyDictionary()
+)  # hidden states and angles, until it is asked
 
 
 @dataclass
@@ -107,7 +111,7 @@ class _Meets:
     layer: int | None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        _heard[module] = kwargs.get("hidden_states", args[0] if args else None)
+        _heard[module] = kwargs.get("hidden_states", args[0] if args else None), kwargs.get("position_embeddings")
         cache = next((x for x in (*kwargs.values(), *args) if isinstance(x, Cache)), None)
         if cache is None or self.layer is None:
             _memories[module] = None
@@ -157,12 +161,22 @@ def _attention(
     if attention_mask is not None and attention_mask.ndim == 4:
         mask, real = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0, None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    x, angles = _heard.pop(module, (None, None))
+    turn = None if angles is None else partial(_turned, module, angles)
     asked = Asked(
         query, key, value, scaling or query.shape[-1] ** -0.5, real, mask,
-        sliding_window or 0, softcap or 0.0, s_aux, causal and mask is None, _heard.pop(module, None),
+        sliding_window or 0, softcap or 0.0, s_aux, causal and mask is None, x, turn,
     )  # fmt: skip
     _fits(asked, 0 if memory is None else memory.seen)
     return engine.attend(module, asked, memory).transpose(1, 2).contiguous(), None
+
+
+def _turned(module: nn.Module, angles: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """Vectors of heads, `[batch, heads, new, dim]`, rotated by the function that the model's own file has for its queries."""
+    rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if rotate is None:
+        raise ValueError(f"{type(module).__name__} rotates its queries, and its file does not say how")
+    return rotate(x, x, *angles)[0]
 
 
 def _fits(asked: Asked, seen: int) -> None:

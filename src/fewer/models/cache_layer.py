@@ -1,6 +1,7 @@
 """What a model's attention asks for, who answers, and a layer of transformers' cache that remembers as the answerer likes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,15 @@ from transformers.cache_utils import CacheLayerMixin
 class Asked:
     """What a model's attention module asks for: softmax(scale q.k) v, of new tokens over old ones and themselves.
 
-    `q, k, v` are those of the new tokens, rotated. `real` is False at padding, `[batch, tokens so far]`; `mask`, if there is
+    `q, k, v` are those of the new tokens, rotated; behind a key may stand what else is to be remembered of its token. `real` is False at padding, `[batch, tokens so far]`; `mask`, if there is
     one, says which query may read which token instead, `[batch, 1 or heads, new, tokens so far]`. `window`: only the last so
     many; `cap`: scores are cap tanh(score / cap); `sinks`: a score of each head that takes part in the softmax and has no
-    value. `causal` is False for encoders. `x` are the hidden states that the module was given for the new tokens.
+    value. `causal` is False for encoders. `x` are the hidden states that the module was given for the new tokens;
+    `turn` rotates vectors of heads at the new tokens' places as the model rotates `q` and `k`, if it does.
     """
 
     q: Float[Tensor, "batch heads new dim"]
-    k: Float[Tensor, "batch kv_heads new dim"]
+    k: Float[Tensor, "batch kv_heads new wide"]
     v: Float[Tensor, "batch kv_heads new out"]
     scale: float
     real: Bool[Tensor, "batch tokens"] | None = None
@@ -31,6 +33,7 @@ class Asked:
     sinks: Float[Tensor, " heads"] | None = None
     causal: bool = True
     x: Float[Tensor, "batch new hidden"] | None = None
+    turn: Callable[[Tensor], Tensor] | None = None
 
 
 class Memory(ABC):

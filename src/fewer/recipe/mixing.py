@@ -71,7 +71,7 @@ def noted(s: Step, asked: Asked, parts: nn.ParameterDict, number: int) -> Asked:
     at, now = (torch.zeros(x.shape[0], x.shape[2], dtype=torch.int32, device=x.device) for x in (asked.k, asked.q))
     r = Reading(
         asked.q, asked.k, asked.v, at[:, None].expand(-1, asked.k.shape[1], -1), now, asked.scale,
-        parts=dict(parts.items()), x=asked.x, layer=number,
+        parts=dict(parts.items()), x=asked.x, turn=asked.turn, layer=number,
     )  # fmt: skip
     note = mixer.note(r)
     return asked if note is None else replace(asked, k=torch.cat([asked.k, note.to(asked.k.dtype)], -1))
@@ -95,6 +95,6 @@ def mixed(
     note = k[..., dim:] if k.shape[-1] > dim else None
     r = Reading(
         asked.q, k[..., :dim], v, at, now, asked.scale, asked.window, asked.cap, asked.mask, asked.causal, asked.sinks,
-        dict(parts.items()), asked.x, note, number,
+        dict(parts.items()), asked.x, note, asked.turn, number,
     )  # fmt: skip
     return mixer.mix(r, s.budget)

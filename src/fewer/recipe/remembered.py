@@ -111,6 +111,8 @@ class Remembered(Memory):
     def plain_step(self) -> bool:
         """Whether the next token asks nothing of the host."""
         forget, s = self.ways.forget, self.ways.decode
+        if self.ways.mixer is not None:
+            return False
         if s is not None and (
             not isinstance(s.method, ByScore) or s.method.hears or type(s.method).looks is not Pattern.looks
         ):

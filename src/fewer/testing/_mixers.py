@@ -90,9 +90,10 @@ def check_window(m):
 
 
 def check_gradient(m):
-    """Finite everywhere, where there is nothing to read too; no part is left without one."""
+    """Finite everywhere, where there is nothing to read too; no part is left without one, away from where it begins."""
     q, k, v, x, parts = asked(m)
-    parts = {name: t.clone().requires_grad_() for name, t in parts.items()}
+    make = torch.Generator().manual_seed(1)
+    parts = {n: (t + 0.3 * torch.randn(t.shape, generator=make)).requires_grad_() for n, t in parts.items()}
     leaves = [t.requires_grad_() for t in (q, k, v)]
     r = reading(m, q, k, v, x, parts)
     now = r.now.clone()
