@@ -52,3 +52,33 @@ def test_pieces_and_stretches_change_nothing(monkeypatch):
         do = partial(gpu.attend_chosen, by_queries=False, cuts=short)
         parts = compare("attend_chosen", args, torch.float32, do)
         assert torch.allclose(parts[0], whole[0], atol=1e-6)
+
+
+def test_an_indexer_with_little_room_raises_its_bar():
+    """Keys come by sixteen and are cut back many times, programs take several tiles; whole numbers: many are equal."""
+    from fewer.kernels.index_top_k import gpu
+    from fewer.kernels.index_top_k.cases import cases as index_cases
+
+    *args, top = list(index_cases(HALF, DEVICE))[1]
+    for few, rising in ((top, False), (3, True)):
+        if rising:  # each key is better than those before
+            args[1] = torch.arange(1, args[1].shape[1] + 1, device=DEVICE)[None, :, None].expand_as(args[1]).to(HALF)
+        find = partial(gpu.index_top_k, *args, few, gpu.Cut(16, 16, 4, 2))
+        if GPU:
+            found = find()
+        else:
+            from fewer.testing.interpret import watch
+
+            with watch(*args):
+                found = find()
+        assert torch.equal(found, kernels.load("index_top_k", "ref")(*args, few))
+
+
+@pytest.mark.parametrize("number, dtype", [(1, torch.float32), (2, torch.float32), (3, HALF)])
+def test_entmax_attention_has_the_gradients_of_float64(number, dtype):
+    """Tiles are small, so that some have no weight; alphas of each head have a gradient too."""
+    from fewer.kernels.entmax_attention import gpu
+    from fewer.kernels.entmax_attention.cases import cases as entmax_cases
+
+    args = list(entmax_cases(dtype, DEVICE))[number]
+    compare("entmax_attention", args, dtype, partial(gpu.entmax_attention, cut=gpu.Cut(16, 16, (4, 2))))
