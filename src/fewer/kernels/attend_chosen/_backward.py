@@ -97,9 +97,9 @@ def for_keys(
     to_k, spare = to_k * scale, tl.load(over + name)
     if spare < 0:
         here, inside = (unit * keys + col)[:, None], (col < stop)[:, None]
-        tl.store(dk + here * dim + lane[None, :], to_k.to(dk.dtype.element_ty), mask=inside & (lane < dim)[None, :])
-        to_v = to_v.to(dv.dtype.element_ty)
-        tl.store(dv + here * out_dim + wide[None, :], to_v, mask=inside & (wide < out_dim)[None, :])
+        low_k, low_v = to_k.to(dk.dtype.element_ty), to_v.to(dv.dtype.element_ty)
+        tl.store(dk + here * dim + lane[None, :], low_k, mask=inside & (lane < dim)[None, :])
+        tl.store(dv + here * out_dim + wide[None, :], low_v, mask=inside & (wide < out_dim)[None, :])
     else:
         within = part * COLS + tl.arange(0, COLS)
         here, inside = ((spare + number).to(tl.int64) * BLOCK + within)[:, None], (within < BLOCK)[:, None]

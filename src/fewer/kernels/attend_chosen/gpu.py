@@ -28,6 +28,7 @@ class Cut:
     warps: int
     stages: int
     tiles: int = 64
+    registers: int | None = None  # of a thread, at most
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _piece(
     levels = torch.empty(*index.shape, group, dtype=torch.float32, device=q.device)
     _forward.by_blocks[(len(tiles.owner), triton.cdiv(group, tile["PACK"]))](
         q, k, v, at, now, chosen.order, chosen.start, tiles.first, tiles.owner, parts, levels, units, blocks,
-        *_numbers(q, k, v, index, task), **tile, **_sizes(q, v, task), num_warps=how.warps, num_stages=how.stages,
+        *_numbers(q, k, v, index, task), **tile, **_sizes(q, v, task), num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers,
     )  # fmt: skip
     rows, sizes = units * queries * group, _sizes(q, v, task)
     _forward.together[(triton.cdiv(rows, 16),)](
@@ -243,7 +244,7 @@ def _piece_back(
     _backward.for_keys[(len(cuts.owner), times)](
         q, k, v, at, now, chosen.order, chosen.start, cuts.first, cuts.owner, cuts.over, given, lse, delta, parts,
         dk, dv, *more, units, blocks, *_numbers(q, k, v, index, task), triton.cdiv(group, tile["PACK"]), stretch,
-        **tile, **sizes, QUERIES=not task.by_queries, num_warps=how.warps, num_stages=how.stages,
+        **tile, **sizes, QUERIES=not task.by_queries, num_warps=how.warps, num_stages=how.stages, maxnreg=how.registers,
     )  # fmt: skip
     for one, to, wide in ((more[0], dk, sizes["D"]), (more[1], dv, sizes["E"])):
         _backward.add_stretches[(units * blocks, triton.cdiv(task.block, 16))](

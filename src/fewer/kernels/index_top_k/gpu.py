@@ -110,17 +110,21 @@ def _choose(
 
 @dataclass(frozen=True)
 class Cut:
-    """How the work is cut: queries and keys of a tile, warps, loads under way at a time, programs a processor."""
+    """How the work is cut: queries and keys of a tile, warps, loads under way, programs a processor, registers of a thread at most.
+
+    Scores need few registers; cutting back needs many, seldom: what it spills is cheaper than a processor with one program.
+    """
 
     rows: int
     cols: int
     warps: int
     stages: int
     programs: int = 1
+    registers: int | None = None
 
 
 def cut_of(size: int, dim: int, queries: int) -> Cut:
-    cut = Cut(64, 256, 8, 3) if size == 2 and dim <= 128 else Cut(32, 64, 4, 2, 2)
+    cut = Cut(64, 128, 8, 3, 2, 128) if size == 2 and dim <= 128 else Cut(32, 64, 4, 2, 2)
     return replace(cut, rows=min(cut.rows, max(16, triton.next_power_of_2(queries))))
 
 
@@ -149,6 +153,6 @@ def index_top_k(
     _choose[(programs,)](
         *(t.contiguous() for t in (q, k, weight, at, now)), out, held, cols, batch, tiles, heads, queries, keys, dim, top, room,
         ROWS=cut.rows, COLS=cut.cols, D=max(16, triton.next_power_of_2(dim)), HELD=room, TOP=triton.next_power_of_2(top),
-        EXACT="ieee" if q.dtype == torch.float32 else "tf32", num_warps=cut.warps, num_stages=cut.stages,
+        EXACT="ieee" if q.dtype == torch.float32 else "tf32", num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
     )  # fmt: skip
     return out
