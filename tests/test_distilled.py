@@ -8,16 +8,18 @@ import pytest
 import torch
 from test_attending import cached
 from tiny import build
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 
 import fewer
 from fewer.attention import Held, Shape, divergence, pooled, read_parts
 from fewer.attention.lightning_indexer import LightningIndexer
 from fewer.attention.seer import Seer
 from fewer.core.budget import budget
+from fewer.core.spell import method_of
 from fewer.models.attention import attended, attentions
 from fewer.models.cache_layer import Asked, Engine
-from fewer.train import Distilled, Flat, Training, learner_of
+from fewer.recipe.steps import Step
+from fewer.train import Distilled, Flat, Training, Tuned, learner_of, next_token
 from fewer.train.distilled import shapes_of, true_mass
 
 SEER = Seer(gate=8, rows=4, block=4)
@@ -285,3 +287,58 @@ def test_an_indexer_of_another_size_is_refused(indexed):
         torch.no_grad(),
     ):
         model(words(), use_cache=False)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_parts_and_weights_learn_through_the_models_loss(weights, tmp_path):
+    """The file gives the loss that was learnt; a killed run goes on to the bit; the model itself stays as it is."""
+    model, batches = build("llama"), [words(2, 16, seed) for seed in range(2)]
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    m, how, out = method_of("attention/adaptive_entmax"), Training(6, Flat(5e-2), save_after=0.0), tmp_path / "learnt"
+
+    class Killed(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == 3:
+            raise Killed
+
+    found = []
+    for place, told in ((out, None), (tmp_path / "again", stop), (tmp_path / "again", None)):
+        teacher = Tuned(model, place, fewer.apply, how=how, weights=weights, told=told)
+        if told:
+            with pytest.raises(Killed):
+                teacher.fit(m, budget("100%"), batches)
+        else:
+            found.append(teacher.fit(m, budget("100%"), batches))
+    assert read_parts(found[0].file) == read_parts(found[1].file)
+    rows = [json.loads(line) for line in (tmp_path / "learnt.jsonl").read_text().splitlines()]
+    assert rows[4]["loss"] < rows[0]["loss"] and rows[5]["loss"] < rows[1]["loss"]  # of one batch each
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    if weights:
+        model = LlamaForCausalLM.from_pretrained(out)
+        assert not torch.equal(model.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+    losses = {}
+    for who in (m, found[0]):
+        with fewer.apply(model, Step(who, budget("100%"))), torch.no_grad():
+            losses[who] = sum(next_token(model, batch).item() for batch in batches) / 2
+    assert losses[found[0]] < losses[m]
+    if not weights:
+        with pytest.raises(ValueError, match="attention/moba has no parts"):
+            Tuned(model, out, fewer.apply).fit(method_of("attention/moba"), budget("8"), batches)
+
+
+def test_it_is_a_command(tmp_path, capsys):
+    from fewer.cli import main
+
+    out = tmp_path / "gate.safetensors"
+    few = ["--steps", "2", "--batch", "1", "--windows", "2", "--length", "32", "--where", "*.3.*"]
+    assert main(["train", "attention/seer(rows=8, block=8)", "25%", "-o", str(out), *few]) == 0
+    assert f'as "attention/seer(rows=8, block=8, file={str(out)!r}) 25% @ *.3.*"' in capsys.readouterr().err
+    assert (
+        list(read_parts(out)) == ["model.layers.3.self_attn"]
+        and len(out.with_suffix(".safetensors.jsonl").read_text().splitlines()) == 2
+    )
+    assert main(["train", "attention/quest", "25%", "-o", str(tmp_path / "x.safetensors"), *few]) == 2
+    assert "attention/quest has nothing to learn" in capsys.readouterr().err
+    assert main(["train", "attention/seer", "25%", "-o", str(tmp_path / "x"), *few]) == 2

@@ -40,14 +40,15 @@ def masks(
     how = Training(steps, Cosine(rate, rate / 10), accumulate, seed=seed)
     with Bar(json) as bar:
         told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
-        dense, tokens = _opened(model, device, data, seed)
+        dense, tokens = opened(model, device, data, seed)
         known = _known(dense, first, where, tokens) if first else None
         job = teacher(dense, out, where, how, known, told=told, force=force)
         learnt = job.fit(pupil, kept, list(tokens.split(batch)))
     note(f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"')
 
 
-def _opened(model: str, device: str, data: tuple[str, int, int], seed: int) -> tuple[Any, Any]:
+def opened(model: str, device: str, data: tuple[str, int, int], seed: int) -> tuple[Any, Any]:
+    """The model, and windows of text to learn from."""
     from fewer.data import corpus
     from fewer.data import windows as cut
     from fewer.models import open_model

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-MASKS, DICTIONARIES = "Masks (weights/...)", "Dictionaries (features/...)"
+MASKS, DICTIONARIES = "Masks (weights/...), attention (attention/...)", "Dictionaries (features/...)"
 SITE = "What is read: the end of a module's path, 'layers.4' (what it says), 'layers.4.mlp:in' (what it hears); repeat for several."
 TO = "What is written, if not what is read: --site layers.4.mlp:in --to layers.4.mlp makes a transcoder."
 LATENTS = "How many latents; 8 times the width that is read by default."
@@ -44,7 +44,9 @@ START = "Where its directions begin: features/isotropic, features/subspace."
 Start = Annotated[str, typer.Option(help=START, rich_help_panel=DICTIONARIES)]
 HIDE = "The share of columns hidden from who speaks, on which the error is measured."
 Hide = Annotated[float, typer.Option(min=0, max=0.99, help=HIDE, rich_help_panel=DICTIONARIES)]
-WHERE = "Which maps: '*', roles, groups or patterns."
+WHERE = "Which maps, or attention modules: '*', patterns of names; of maps also roles and groups."
+WHOLE = "The model's weights learn too, while it reads so: OUT is a directory with the model."
+Whole = Annotated[bool, typer.Option("--whole", help=WHOLE, rich_help_panel=MASKS)]
 Where = Annotated[str, typer.Option(help=WHERE, rich_help_panel=MASKS)]
 Prior = Annotated[str | None, typer.Option(help=PRIOR, rich_help_panel=MASKS)]
 Steps = Annotated[int, typer.Option(min=1, help=STEPS, rich_help_panel=MASKS)]

@@ -8,6 +8,7 @@ import typer
 
 from ._print import Json
 from ._text import Data, Length
+from ._train_attention import attention
 from ._train_dictionary import Wanted, dictionary
 from ._train_masks import masks
 from ._train_options import (
@@ -34,11 +35,12 @@ from ._train_options import (
     To,
     Tokens,
     Where,
+    Whole,
     Windows,
 )
 
-WHAT = "What learns: features/top_k, weights/mask_llm, with fields if you like."
-OUT = "What to write: a directory for a dictionary, an .npz file for masks."
+WHAT = "What learns: features/top_k, weights/mask_llm, attention/seer, with fields if you like."
+OUT = "What to write: a directory for a dictionary, .npz for masks, .safetensors for attention."
 FORCE = "Replace OUT if it exists, once the new one is whole, and what a run with other settings left of it."
 RATE = "Learning rate; by default one that fits what is learnt."
 MODEL = "'bundled', a directory, or a name on the hub."
@@ -78,6 +80,7 @@ def train(
     batch: Batch = 4,
     accumulate: Accumulate = 1,
     windows: Windows = 1024,
+    whole: Whole = False,
     tensorboard: Board = None,
     json: Json = False,
 ) -> None:
@@ -87,7 +90,7 @@ def train(
     written, on text that it has not seen, as `fewer judge` does it. Under `torchrun -m fewer train ...` processes share one
     dictionary; only learning is shared.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller`
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller` · `fewer train attention/seer 10% -o gates.safetensors`, then `attention/seer(file=gates.safetensors) 10%` is a step
     """
     from fewer.core import budget as amount
     from fewer.core.spell import method_of
@@ -101,12 +104,16 @@ def train(
             wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
         run, text = (steps, rate or 5e-4, accumulate, seed), (data, windows, length)
+        if axis == "attention":
+            return attention(pupil, kept, model, out, text, run, batch, where, whole, device, force, json, board)
         masks(pupil, kept, model, out, text, run, batch, where, prior, device, force, json, board)
 
 
 def _axis(method: str) -> str:
-    if (axis := method.partition("/")[0]) not in ("features", "weights"):
-        raise ValueError(f"{method}: what learns here is features/... (a dictionary) or weights/... (masks)")
+    if (axis := method.partition("/")[0]) not in ("features", "weights", "attention"):
+        raise ValueError(
+            f"{method}: what learns here is features/... (a dictionary), weights/... (masks) or attention/... (what is read)"
+        )
     return axis
 
 

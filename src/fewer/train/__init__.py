@@ -42,3 +42,4 @@ from .together import Apart as Apart
 from .together import Mutual as Mutual
 from .together import Summed as Summed
 from .together import Together as Together
+from .tuned import Tuned as Tuned

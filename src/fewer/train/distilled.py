@@ -57,7 +57,7 @@ class Distilled(Learner[Learnt]):
         def loss(batch: Tensor, progress: float) -> Tensor:
             listening.costs.clear()
             with at_rest(self.model), attended(self.model, listening):
-                self.model(input_ids=batch, use_cache=False)
+                self.model(input_ids=batch.to(device_of(self.model)), use_cache=False)
             return torch.stack(listening.costs).mean()
 
         every = {f"{name}.{part}": t for name, some in parts.items() for part, t in some.items()}
@@ -118,11 +118,11 @@ class _Listening(Engine):
 @torch.enable_grad()
 def _cost(m: Learnt, a: Asked, some: slice, mass: Mass) -> Tensor:
     """The divergence of these queries, times their number."""
-    q, k = a.q[:, :, some], a.k[:, :, : some.stop]
+    q, k = a.q[:, :, : some.stop].to(mass.dtype), a.k[:, :, : some.stop].to(mass.dtype)
     if m.hears:
         now = torch.arange(some.stop, device=a.q.device).expand(len(a.q), -1)
-        q, k = m.sees(a.q[:, :, : some.stop], k, a.x[:, : some.stop], now)  # type: ignore[index]
-        q = q[:, :, some]
+        q, k = m.sees(q, k, a.x[:, : some.stop].to(mass.dtype), now)  # type: ignore[index]
+    q = q[:, :, some]
     return divergence(m, q, k, m.truth(mass)) * (some.stop - some.start)
 
 
