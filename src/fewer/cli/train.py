@@ -92,10 +92,7 @@ def train(
 
     Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller` · `fewer train attention/seer 10% -o gates.safetensors`, then `attention/seer(file=gates.safetensors) 10%` is a step
     """
-    from fewer.core import budget as amount
-    from fewer.core.spell import method_of
-
-    pupil, kept = method_of(method, axis := _axis(method)), amount(budget)
+    pupil, kept, axis = _read(method, budget)
     _check(out, force)
     with _events(tensorboard) as board:
         if axis == "features":
@@ -104,9 +101,15 @@ def train(
             wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
         run, text = (steps, rate or 5e-4, accumulate, seed), (data, windows, length)
-        if axis == "attention":
-            return attention(pupil, kept, model, out, text, run, batch, where, whole, device, force, json, board)
-        masks(pupil, kept, model, out, text, run, batch, where, prior, device, force, json, board)
+        learnt, last = (attention, whole) if axis == "attention" else (masks, prior)
+        learnt(pupil, kept, model, out, text, run, batch, where, last, device, force, json, board)  # type: ignore[arg-type]
+
+
+def _read(method: str, budget: str) -> tuple[Any, Any, str]:
+    from fewer.core import budget as amount
+    from fewer.core.spell import method_of
+
+    return method_of(method, axis := _axis(method)), amount(budget), axis
 
 
 def _axis(method: str) -> str:
