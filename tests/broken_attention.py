@@ -169,3 +169,30 @@ class Halves(AsItIs):
 
     def write(self, k, v, learnt=()):
         return k.mul_(0.9), v
+
+
+@broken("attention", "check_who_reads_like_the_last_gets_like_it")
+class CorrectsHalf(attention.Corrector):
+    """Add half of what was missed."""
+
+    def correct(self, got, near, full):
+        return tuple(x + (z - y) / 2 for x, y, z in zip(got, near, full, strict=True))
+
+
+@broken("attention", "check_where_nothing_was_missed_nothing_changes")
+class TakesTheLast(attention.Corrector):
+    """Say what the last said."""
+
+    def correct(self, got, near, full):
+        return full
+
+
+@broken("attention", "check_rows_are_corrected_each_by_itself")
+class CorrectsByTheMean(attention.Corrector):
+    """Add what was missed on average."""
+
+    def correct(self, got, near, full):
+        missed = [(z - y) for y, z in zip(near, full, strict=True)]
+        if got[0] is near[0]:
+            return full
+        return got[0] + missed[0].mean(2, keepdim=True), got[1] + missed[1]

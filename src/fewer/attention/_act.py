@@ -11,10 +11,9 @@ from fewer.kernels import attend_blocks, best_pages, places
 from fewer.kernels._scores import scores, softmax_of
 from fewer.layout import Blocks
 
-from ._protocol import ByScore, Digest, Keep, Key, Pattern, Query, Seen, allowed, choose, together
+from ._protocol import Answer, ByScore, Digest, Keep, Key, Pattern, Query, Seen, allowed, choose, together
 
 CHUNK = 256  # queries whose scores are in memory at once, where they must be written down
-Answer = tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]
 Places = Int32[Tensor, "batch kv_heads keys"]
 Named = Int32[Tensor, "batch kv_heads reads"]  # blocks or pages by their numbers, -1: none
 

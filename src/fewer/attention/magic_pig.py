@@ -1,8 +1,11 @@
-"""MagicPIG: the tokens whose hashes meet the query's in most tables."""
+"""MagicPIG: tokens drawn by their hashes, weighed by how likely that was."""
 
+import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fewer.attention import ByScore, Digest, Key, Query, Score
 from fewer.core import Paper, method
@@ -12,14 +15,14 @@ from ._dots import best
 
 @method(Paper("2410.16179", "MagicPIG: LSH Sampling for Efficient LLM Generation", 2024, ledger=323))
 class MagicPig(ByScore):
-    """Rank a token by the number of tables in which all `bits` signs of random projections are the query's.
+    """Read the tokens that share all `bits` signs of random projections with the query in two tables at least, each by the weight 1 / p.
 
-    Keys are hashed about their mean, which `fit(q, k)` finds; before, about zero. A key at the angle a meets the query in a table
-    with the probability (1 - a / pi)^bits.
+    p = 1 - (1 - c)^L - L c (1 - c)^(L - 1) is the probability of that among L tables, c = (1 - a / pi)^bits that of meeting in one at the angle a.
+    So the sums over what is read are unbiased ones of those over all; the softmax is their ratio. Keys are hashed about their mean, which
+    `fit(q, k)` finds; before, about zero. Each head draws for itself; a group reads what any of its heads drew.
 
-    Differs from the paper: it reads who meets the query in two tables or more, and divides each weight by the probability
-    of that, so that the sum is unbiased. Here the budget says how many are read, and nothing is divided: a `Keep` carries no
-    weights. So what is read is a ranking by angle, with the bias of one.
+    Differs from the paper: the budget is the most that is read, by the number of tables they share; where more were drawn, the estimate is
+    biased. Only the query's own token always counts, not a window and sinks besides.
 
     >>> m = MagicPig(bits=1, tables=200)
     >>> k = torch.tensor([[[[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]]])
@@ -28,6 +31,7 @@ class MagicPig(ByScore):
     """
 
     phases = ("decode",)
+    weighs = True
     fits = "centre"
 
     bits: int = 10  # "K = 10, L = 150"
@@ -41,9 +45,7 @@ class MagicPig(ByScore):
         return replace(self, centre=tuple(map(tuple, k.double().mean((0, 2)).tolist())))
 
     def digest(self, k: Key) -> Digest:
-        if self.centre:
-            k = k - torch.tensor(self.centre, dtype=k.dtype, device=k.device)[:, None]
-        return (self._hash(k),)
+        return (self._hash(self._about(k)),)
 
     def score(self, q: Query, digest: Digest) -> Score:
         (codes,) = digest
@@ -54,7 +56,21 @@ class MagicPig(ByScore):
             met += mine[..., table, None] == codes[:, :, None, :, table]
         return best(met.to(q.dtype).unflatten(2, (-1, q.shape[2])).flatten(1, 2), self.rows)
 
-    def _hash(self, x: Key) -> torch.Tensor:
+    def weigh(self, q: Query, k: Key) -> Float[Tensor, "batch heads keys"]:
+        k = self._about(k)
+        met = self.score(q, (self._hash(k),))[:, :, 0]
+        keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        angle = torch.cosine_similarity(q.double(), keys.double(), dim=-1).clamp(-1, 1).acos()
+        once = (1 - angle / math.pi) ** self.bits
+        never = (1 - once) ** self.tables
+        p = 1 - never - self.tables * once * (1 - once) ** (self.tables - 1)
+        return torch.where(met >= 2, -p.clamp(min=1e-12).log(), -torch.inf).to(q.dtype)
+
+    def _about(self, k: Key) -> Key:
+        """Keys about their mean."""
+        return k - torch.tensor(self.centre, dtype=k.dtype, device=k.device)[:, None] if self.centre else k
+
+    def _hash(self, x: Key) -> Tensor:
         make = torch.Generator().manual_seed(self.seed)
         along = torch.randn(x.shape[-1], self.tables * self.bits, generator=make).to(x)
         signs = (x @ along > 0).unflatten(-1, (self.tables, self.bits)).long()

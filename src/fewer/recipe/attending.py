@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore
+from fewer.attention import ByScore, Pattern
 from fewer.attention._act import allowed_slots, best_blocks, dense, merged, newest_block, pages_of, pick, sparse
+from fewer.attention._correct import corrected, weights_of
 from fewer.cache._act import received
 from fewer.cache._store import Store
 from fewer.core import Change
@@ -98,7 +100,8 @@ class Attending(Engine):
             return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
         if s is not None and a.mask is None and a.causal and _alike(at):
             own, sight = self.own.of(ways.name, s.method), self.own.sight(ways.name, s.method, at)
-            return self.told(sparse(own, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap, sight), a)
+            got = sparse(own, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap, sight)
+            return self.told(got, a, self._corrected(s, got, a, k, v, at, now))
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None
         if plain and a.q.shape[2] == k.shape[2] and bool((now >= 0).all()):
             return nn.functional.scaled_dot_product_attention(
@@ -106,18 +109,43 @@ class Attending(Engine):
             )
         return self.told(dense(a.q, k, v, at, now, a.scale, a.window, a.cap, a.mask, a.causal), a)
 
+    @staticmethod
+    def _corrected(
+        s: Step, got: tuple[Tensor, Tensor], a: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """With what the step's corrector makes of it, which has some queries read all."""
+
+        def exact(index: Tensor) -> tuple[Tensor, Tensor]:
+            q = a.q.gather(2, index[:, None, :, None].expand(-1, a.q.shape[1], -1, a.q.shape[3]))
+            return dense(q, k, v, at, now.gather(1, index), a.scale, a.window, a.cap)
+
+        for c in s.correctors:
+            got = corrected(c, got, exact, (now < 0).sum(-1))
+        return got
+
     def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
-        a, store, table, parts = asked, memory.store, memory.store.table, 1
+        a, store = asked, memory.store
         if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and memory.saves:
             size = s.method.block
-            table = pages_of(self._chosen(memory, s, a.q), table, size, store.page)
-            parts = max(1, store.page // size)
+            table = pages_of(self._chosen(memory, s, a.q), store.table, size, store.page)
+            got = self._read_pages(
+                store, a, now, table, max(1, store.page // size), self.own.of(memory.ways.name, s.method)
+            )
+            whole = partial(self._read_pages, store, a, now, store.table)
+            return self.told(got, a, memory.corrected(s.correctors, got, whole))
+        return self.told(self._read_pages(store, a, now, store.table), a)
+
+    @staticmethod
+    def _read_pages(
+        store: Store, a: Asked, now: Tensor, table: Tensor, parts: int = 1, pattern: Pattern | None = None
+    ) -> tuple[Tensor, Tensor]:
         answers = []
         for r in store.readings(table, parts):  # each where its keys are
             q, last = (t.to(r.k.device) for t in (a.q, now))
-            found = attend_pages(q, r.k, r.v, r.at, r.table, last, a.scale, a.window, a.cap)
+            bias = weights_of(pattern, q, r.k, r.at, r.table, last) if pattern and pattern.weighs else None
+            found = attend_pages(q, *r, last, a.scale, a.window, a.cap, bias)
             answers.append(tuple(t.to(a.q.device) for t in found))
-        return self.told(merged(answers), a)
+        return merged(answers)
 
     def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
         """The blocks that the pattern chooses, or chose last where it does not look; the newest is always read."""
@@ -157,9 +185,10 @@ class Attending(Engine):
         """Whether a pattern would learn from text, and has not."""
         return any(learns(self.own.of(w.name, m)) for w in self.ways.values() for m in w.patterns)
 
-    def told(self, answer: tuple[Tensor, Tensor], asked: Asked) -> Tensor:
-        """What is said; a meter looks at the answer before sinks take their part."""
-        self.last = answer
+    def told(self, read: tuple[Tensor, Tensor], asked: Asked, corrected: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What is said; a meter looks at the answer before sinks take their part, and at what was read for it."""
+        answer = corrected or read
+        self.last = answer[0], read[1]
         return _sunk(answer, asked)
 
     def learnt(self) -> dict[str, dict[str, Tensor]]:

@@ -1,12 +1,13 @@
 """What one attention module remembers between the tokens that a model is given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fewer.attention import ByScore, Digest, Pattern
+from fewer.attention import ByScore, Corrector, Digest, Pattern
 from fewer.attention._act import Digests, newest_block
 from fewer.cache._store import Store
 from fewer.models.cache_layer import Asked, Memory
@@ -35,6 +36,10 @@ class Remembered(Memory):
     clock: Tensor | None = None  # where the newest token stands, on the device
     steps: int = 0  # of decoding
     heard: dict[Pattern, Tensor] = field(default_factory=dict)  # by patterns that look at hidden states: of each place
+    exact: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = (
+        None  # the last that read all, and what it had read before
+    )
+    since_exact: int = 0  # steps
     recording: bool = False  # what is done for this token is done alike for later ones
 
     def crop(self, tokens: int) -> None:
@@ -46,7 +51,7 @@ class Remembered(Memory):
             self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
         self.store.crop(self.seen)
         self.heard = {m: k[:, :, : self.seen] for m, k in self.heard.items()}
-        self.digests = self.clock = None
+        self.digests = self.clock = self.exact = None
 
     def pick(self, rows: Tensor) -> None:
         rows = rows.to(self.real.device)
@@ -55,7 +60,7 @@ class Remembered(Memory):
         self.heard = {m: k[rows] for m, k in self.heard.items()}
         if self.q is not None:
             self.q, self.now = self.q[rows], self.now[rows]
-        self.digests = None
+        self.digests = self.exact = None
 
     def take(self, asked: Asked) -> tuple[Tensor, Asked]:
         """Put the new tokens in; where each of them stands, -1 for padding, and with what queries attention goes on."""
@@ -98,6 +103,18 @@ class Remembered(Memory):
         if self.digests is not None:
             self.digested_to = self.store.length // self.digests.pattern.block
 
+    def corrected(
+        self, correctors: tuple[Corrector, ...], got: tuple[Tensor, Tensor], whole: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """What a step of decoding got, corrected: each `every`-th reads all there is."""
+        for c in correctors:
+            self.since_exact += 1
+            if self.exact is None or self.since_exact >= c.every:
+                self.exact, self.since_exact = (got, whole()), 0
+                return self.exact[1]
+            got = c.correct(got, *self.exact)
+        return got
+
     @property
     def saves(self) -> bool:
         """Whether the pattern that decodes leaves anything out yet."""
@@ -114,7 +131,9 @@ class Remembered(Memory):
         if self.ways.mixer is not None:
             return False
         if s is not None and (
-            not isinstance(s.method, ByScore) or s.method.hears or type(s.method).looks is not Pattern.looks
+            not isinstance(s.method, ByScore)
+            or (s.method.hears or s.method.weighs or s.correctors)
+            or type(s.method).looks is not Pattern.looks
         ):
             return False
         if self.ways.form is not None or (forget is not None and forget.evictor.notes):

@@ -145,10 +145,10 @@ def _check_pattern(s: Step) -> None:
         )
     if not s.budget.plain:
         raise ValueError(f"a query reads a share or a number of keys, not '{s.budget}'; write '10%' or '2048'")
-    if s.allocator or s.correctors:
-        raise ValueError(
-            f"{s.method.name}: nothing divides or corrects what is read yet; write '{s.method.name} {s.budget}'"
-        )
+    if s.allocator:
+        raise ValueError(f"{s.method.name}: nothing divides what is read; write '{s.method.name} {s.budget}'")
+    if len(s.correctors) > 1:
+        raise ValueError(f"{s.method.name}: one method corrects what is read, not {len(s.correctors)}; leave one")
     size = s.method.block
     if not (size % PAGE == 0 or PAGE % size == 0):
         raise ValueError(

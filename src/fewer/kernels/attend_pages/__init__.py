@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fewer.kernels import backend_of, load
 
+from . import ref
+
 
 def attend_pages(
     q: Float[Tensor, "batch heads queries dim"],
@@ -16,6 +18,7 @@ def attend_pages(
     scale: float,
     window: int = 0,
     cap: float = 0.0,
+    bias: Float[Tensor, "batch heads slots"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     """softmax(scale q.k) v over the slots that may be read, and the logarithm of the softmax's denominator (natural).
 
@@ -23,7 +26,7 @@ def attend_pages(
     is read by the query at `now` if 0 <= at <= now and, with a `window`, at > now - window. `at` = -1 is an empty slot, so
     last pages may be partly filled. `cap` > 0 bounds scores: cap tanh(score / cap). Who may read nothing gets 0, and
     -inf. Arithmetic is in float32 at least, however keys and values are stored; two results over disjoint pages merge by
-    their logarithms.
+    their logarithms. A `bias` is added to the scores of the slots, in the table's order, -inf for who is not read; then `ref` does it.
 
     Two keys on one page, both readable, the query along the first of them:
 
@@ -36,4 +39,6 @@ def attend_pages(
     >>> print(f"{out.item():.2f} {lse.exp().item():.2f}")
     3.00 4.00
     """
+    if bias is not None:
+        return ref.attend_pages(q, k, v, at, table, now, scale, window, cap, bias)
     return load("attend_pages", backend_of(q, k, v))(q, k, v, at, table, now, scale, window, cap)

@@ -17,6 +17,7 @@ def attend_pages(
     scale: float,
     window: int = 0,
     cap: float = 0.0,
+    bias: Float[Tensor, "batch heads slots"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries out"], Float[Tensor, "batch heads queries"]]:
     wide = torch.promote_types(q.dtype, torch.float32)
     pages = table.long().clamp(min=0)
@@ -27,5 +28,8 @@ def attend_pages(
     reads = (place >= 0) & (place <= last)
     if window:
         reads &= place > last - window
+    if bias is not None:
+        more = bias.to(wide).unflatten(1, (table.shape[1], -1))[:, :, :, None]
+        reads, score = reads & (more > -torch.inf), score + more.clamp(min=-1e9)
     out, lse = softmax_of(score, reads, values[:, :, None])
     return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
