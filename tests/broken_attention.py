@@ -196,3 +196,79 @@ class CorrectsByTheMean(attention.Corrector):
         if got[0] is near[0]:
             return full
         return got[0] + missed[0].mean(2, keepdim=True), got[1] + missed[1]
+
+
+def softly(r, may=None, whole=True):
+    """Softmax attention by a mask that may be wrong; not `whole`, who reads nothing gets NaN."""
+    score = r.scores().masked_fill(~(r.may() if may is None else may), -torch.inf)
+    weight = score.softmax(-1).nan_to_num(0.0) if whole else score.softmax(-1)
+    return (weight @ r.v.float()[:, :, None]).flatten(1, 2).to(r.q.dtype)
+
+
+@broken("attention", "check_parts_are_the_same_each_time")
+class BeginsAnew(attention.Mixer):
+    """Draw parts from the chance of all."""
+
+    def begin(self, shape, make):
+        return {"gain": torch.randn(3)}
+
+    def mix(self, r, budget):
+        return softly(r) * r.parts["gain"].mean()
+
+
+@broken("attention", "check_rows_and_padding")
+class ReadsPadding(attention.Mixer):
+    """Read what lies before each slot, tokens or not."""
+
+    def mix(self, r, budget):
+        n = r.k.shape[2]
+        return softly(r, torch.ones(n, n).tril().bool()[None, None, None, n - r.q.shape[2] :])
+
+
+@broken("attention", "check_chunks")
+class CountsQueries(attention.Mixer):
+    """Weaken each query by its number among those asked."""
+
+    def mix(self, r, budget):
+        return softly(r) / (torch.arange(r.q.shape[2]) + 1.0)[:, None]
+
+
+@broken("attention", "check_causal")
+class MixesAhead(attention.Mixer):
+    """Read what there is, the future too."""
+
+    def mix(self, r, budget):
+        return softly(r, (r.at >= 0)[:, :, None, None])
+
+
+@broken("attention", "check_window")
+class ForgetsTheWindow(attention.Mixer):
+    """Read the whole past."""
+
+    def mix(self, r, budget):
+        return softly(replace(r, window=0))
+
+
+@broken("attention", "check_gradient")
+class DividesByNothing(attention.Mixer):
+    """Hide a NaN, and leave it in the gradient."""
+
+    def mix(self, r, budget):
+        out = softly(r, whole=False)
+        return torch.where(out.isnan(), 0.0, out)
+
+
+@broken("attention", "check_dtype")
+class AddsUpInHalves(attention.Mixer):
+    """Give float32, whatever came in."""
+
+    def mix(self, r, budget):
+        return softly(r).float()
+
+
+@broken("attention", "check_pure")
+class ScalesInPlace(attention.Mixer):
+    """Scale the queries where they lie."""
+
+    def mix(self, r, budget):
+        return softly(replace(r, q=r.q.mul_(0.5)))

@@ -69,6 +69,8 @@ def feature_logs(x: Float[Tensor, "*lead n dim"], along: Float[Tensor, "features
 
 def directions(features: int, dim: int, seed: int) -> Float[Tensor, "features dim"]:
     """Normal in each dimension, and orthogonal to the others of their group."""
-    make = torch.Generator().manual_seed(seed)
-    groups = [torch.linalg.qr(torch.randn(dim, dim, generator=make)).Q for _ in range(math.ceil(features / dim))]
+    make, groups = torch.Generator().manual_seed(seed), []
+    for _ in range(math.ceil(features / dim)):
+        turn, upper = torch.linalg.qr(torch.randn(dim, dim, generator=make))
+        groups.append((turn * upper.diagonal().sign()).mT)  # without the signs they would lean to one side
     return torch.cat(groups)[:features] * torch.randn(features, dim, generator=make).norm(dim=1, keepdim=True)
