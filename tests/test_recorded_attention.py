@@ -68,3 +68,14 @@ def test_a_step_is_recorded_once_and_replayed():
         here = model.forward.__closure__
         (recorded,) = [c.cell_contents for c in here if hasattr(c.cell_contents, "played")]
         assert recorded.made == 1 and recorded.played == 40 - 3
+
+
+def test_what_is_around_attention_can_be_compiled():
+    model, x = build("llama"), ids(1, 33)
+    found = []
+    for how in (lambda f: f, lambda f: torch.compile(f, dynamic=False, backend="eager")):
+        with fewer.apply(model, STEPS[0]), torch.no_grad():
+            cache, step = DynamicCache(config=model.config), how(model.forward)
+            cached(model, x[:, :30], cache)
+            found.append([cached(step, part, cache).logits for part in x[:, 30:].split(1, 1)])
+    assert torch.allclose(torch.cat(found[0]), torch.cat(found[1]), atol=1e-5)

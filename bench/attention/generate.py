@@ -30,7 +30,7 @@ SHAPE = (
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256
     )
 )  # fmt: skip
-LENGTH, TOKENS, ROUNDS = (192, 8, 2) if TINY else (32768, 128, 5)
+LENGTH, TOKENS, ROUNDS = (192, 8, 2) if TINY else (32768, 128, 3)
 BUDGET = 64 if TINY else 2048
 NAME = next(n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaForCausalLM.forward).parameters)
 OURS = {
@@ -105,14 +105,14 @@ def dense(run: Run, batch: int, static: bool) -> None:
     times(case, name, dict(batch=batch, length=LENGTH), bound(model, run, batch, LENGTH), run, steps=not static)
 
 
-def ours(run: Run, batch: int, name: str, record: bool) -> None:
+def ours(run: Run, batch: int, name: str, record: bool, compiled: bool = False) -> None:
     model, prompt = make(), prompts(batch)
     read = LENGTH if name == "ours, all" else BUDGET
-    with fewer.apply(model, OURS[name], every=10**6, record=record) as applied:
+    with fewer.apply(model, OURS[name], every=10**6, record=record, compiled=compiled) as applied:
         case = Case(model, prompt)
         times(
             case,
-            name + ("" if record else ", not recorded"),
+            name + (", compiled" if compiled else "" if record else ", not recorded"),
             dict(batch=batch, length=LENGTH),
             bound(model, run, batch, read),
             run,
@@ -171,9 +171,12 @@ def main() -> None:
     for batch in map(int, given.batches.split(",")):
         for name in OURS:
             run.part(f"{name} {batch}", ours, run, batch, name, device.CUDA)
-        run.part(f"eager {batch}", dense, run, batch, False)
-        run.part(f"not recorded {batch}", ours, run, batch, "quest 2048, pages of 64", False)
+        if batch == 1:
+            run.part(f"eager {batch}", dense, run, batch, False)
+            run.part(f"not recorded {batch}", ours, run, batch, "quest 2048, pages of 64", False)
     for batch in map(int, given.batches.split(",")):
+        for name in OURS if device.CUDA else ():
+            run.part(f"compiled {name} {batch}", ours, run, batch, name, True, True)
         run.part(f"static {batch}", dense, run, batch, True)
 
 

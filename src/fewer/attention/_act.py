@@ -135,9 +135,9 @@ class Digests:
         self.held = [_room(d, blocks) for d in self.pattern.digest(k)]
 
     def grow(self, blocks: int) -> None:
-        """Room for so many."""
-        if self.held[0].shape[2] < blocks:
-            self.held = [_room(d, blocks * 9 // 8 + 8) for d in self.held]
+        """Room for so many, and no more."""
+        if self.held[0].shape[2] != blocks:
+            self.held = [_room(d, blocks) for d in self.held]
 
     def put(self, index: Int[Tensor, "batch kv_heads"], k: Float[Tensor, "batch kv_heads size dim"]) -> None:
         """Of one block of each head, in place."""
@@ -158,24 +158,26 @@ def newest_block(end: Int[Tensor, "batch kv_heads"], size: int) -> Int[Tensor, "
 
 
 def best_blocks(
-    pattern: ByScore, budget: Budget, q: Query, digest: Digest, end: Int[Tensor, "batch kv_heads"]
+    pattern: ByScore,
+    budget: Budget,
+    q: Query,
+    digest: Digest,
+    end: Int[Tensor, "batch kv_heads"],
+    names: Int32[Tensor, "batch kv_heads blocks"],
 ) -> Named:
-    """The blocks that one query reads of caches of different lengths, the newest last: it is always read, and has no digest yet.
-
-    With a budget of keys nothing waits for the device.
-    """
-    own = newest_block(end, pattern.block)
-    score = pattern.score(q, digest)[:, :, 0]
-    block = torch.arange(score.shape[-1], device=q.device, dtype=torch.int32)
-    mine = own.repeat_interleave(score.shape[1] // own.shape[1], 1)[..., None]
-    score = score.masked_fill(block >= mine, -torch.inf)
-    most = int(allowed(torch.tensor(len(block)), budget, pattern))
+    """The blocks, as they are named, that one query reads of caches of different lengths, the newest last: it is always read, and
+    has no digest yet. With a budget of keys nothing waits for the device."""
+    score, size = pattern.score(q, digest)[:, :, 0], pattern.block
+    most = int(allowed(torch.tensor(names.shape[-1]), budget, pattern))
     if isinstance(budget.keep, int) and pattern.p == 1:
-        names = block.expand(*own.shape, -1)
-        return torch.cat([best_pages(score.float(), names, most - 1), own[..., None].int()], -1)
-    score = score.masked_fill((block >= mine) & (mine <= 0), 0.0)
+        return best_pages(score, names, most, end, size)
+    own = newest_block(end, size)
+    block = torch.arange(score.shape[-1], device=q.device)
+    mine = own.repeat_interleave(score.shape[1] // own.shape[1], 1)[..., None]
+    score = score.masked_fill(block >= mine, -torch.inf).masked_fill((block >= mine) & (mine <= 0), 0.0)
     keep = choose(together(score[:, :, None], own.shape[1]), own.clamp(min=0)[..., None], budget, pattern)
-    return named(keep & (end > 0)[..., None, None], most)
+    blocks = named(keep & (end > 0)[..., None, None], most)
+    return names.gather(-1, blocks.clamp(min=0).long()).masked_fill(blocks < 0, -1)
 
 
 def named(keep: Keep, most: int | None = None) -> Named:

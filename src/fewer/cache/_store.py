@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Shaped
 from torch import Tensor
 
-from fewer.kernels import places
+from fewer.kernels import append_slots, places
 
 from ._pool import Pool, longer
 from ._protocol import Cached, Form, Keep
@@ -108,21 +108,23 @@ class Store:
         self,
         k: Cached,
         v: Values,
-        at: Int[Tensor, "batch 1"],
+        at: Int32[Tensor, "batch 1"],
         beside: dict[str, Float[Tensor, "batch heads 1"]] | None = None,
     ) -> None:
         """One token of every row, none of them padding. While there is `room`, nothing waits for the device."""
         if not self.room:
             self.ahead(1)
-        page = self.table.gather(-1, (self.end // self.page)[..., None])[..., 0].long().flatten()
-        slot = (self.end % self.page).flatten()
-        self.pool.put(page, slot, *(x[:, :, 0].flatten(0, 1) for x in (k, v)))
-        place = at.expand(k.shape[:2]).flatten().to(torch.int32)
-        where = page * self.page + slot
-        self.at.view(-1).index_copy_(0, where, place)
-        for name, x in (beside or {}).items():
-            self._beside(name).view(-1).index_copy_(0, where, x.flatten().float())
-        self.end.add_(1)
+        if self.form is None and not beside:
+            append_slots(k, v, at, self.k, self.v, self.at, self.table, self.end)
+        else:
+            page = self.table.gather(-1, (self.end // self.page)[..., None])[..., 0].long().flatten()
+            slot = (self.end % self.page).flatten()
+            where = page * self.page + slot
+            self.pool.put(page, slot, *(x[:, :, 0].flatten(0, 1) for x in (k, v)))
+            self.at.view(-1).index_copy_(0, where, at.expand(k.shape[:2]).flatten())
+            for name, x in (beside or {}).items():
+                self._beside(name).view(-1).index_copy_(0, where, x.flatten().float())
+            self.end.add_(1)
         self.stepped()
 
     def stepped(self) -> None:

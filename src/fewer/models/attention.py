@@ -66,7 +66,7 @@ def _asks(module: nn.Module) -> bool:
 def attended(model: nn.Module, engine: Engine) -> Iterator[None]:
     """While this is open, the model's attention is `engine`'s, in training, prefill and `generate` alike."""
     found = attentions(model)
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))  # what is around it can be compiled
     AttentionMaskInterface.register(NAME, _mask)
     before = {id(m.config): (m.config, m.config._attn_implementation) for m in model.modules() if hasattr(m, "config")}
     hooks = []
@@ -75,7 +75,7 @@ def attended(model: nn.Module, engine: Engine) -> Iterator[None]:
         for _, module in found:
             _engines[module] = engine
             meets = _Meets(engine, getattr(module, "layer_idx", None))
-            hooks.append(module.register_forward_pre_hook(meets, with_kwargs=True))
+            hooks.append(module.register_forward_pre_hook(torch.compiler.disable(meets), with_kwargs=True))
         if unheard := [name for name, m in found if _way(m) != NAME]:
             raise ValueError(
                 f"{unheard[0]} does not let its attention be chosen; transformers says it uses {_way(found[0][1])!r}"

@@ -54,13 +54,15 @@ def apply(
     loss: Loss | None = None,
     every: int = 64,
     record: bool = False,
+    compiled: bool = False,
     meter: Meter | None = None,
 ) -> Iterator[Applied]:
     """Do the steps; on leaving, every weight is what it was, bit for bit, and attention is the model's own.
 
     Steps of `attention` and `cache` act while the model runs, `generate` included: what is read, and what is remembered; a cache that
     was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
-    With `record`, on a GPU, steps of one token become a CUDA graph, whose answer lasts until the next step.
+    With `record`, on a GPU, steps of one token become a CUDA graph, whose answer lasts until the next step; with `compiled`
+    what is around attention in them is compiled by torch first, which takes a minute.
     A `meter` watches what that loses; `applied.attending.readings()` tells.
 
     A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
@@ -88,7 +90,7 @@ def apply(
                 raise ValueError("record=True records steps of attention or cache, and there are none")
             if meter is not None:
                 raise ValueError("a meter cannot look into recorded steps: leave out record=True or the meter")
-            stack.enter_context(recorded(model, engine))
+            stack.enter_context(recorded(model, engine, compiled))
         applied = Applied(model, read, attending=engine, notes=found.notes)
         if todo.tasks:
             stack.enter_context(undoing([s for t in todo.tasks for s in t.sites]))

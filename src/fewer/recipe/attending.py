@@ -127,7 +127,7 @@ class Attending(Engine):
         a, store = asked, memory.store
         if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and memory.saves:
             size = s.method.block
-            table = pages_of(self._chosen(memory, s, a.q), store.table, size, store.page)
+            table = self._pages(memory, s, a.q)
             got = self._read_pages(
                 store, a, now, table, max(1, store.page // size), self.own.of(memory.ways.name, s.method)
             )
@@ -147,26 +147,35 @@ class Attending(Engine):
             answers.append(tuple(t.to(a.q.device) for t in found))
         return merged(answers)
 
-    def _chosen(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
-        """The blocks that the pattern chooses, or chose last where it does not look; the newest is always read."""
-        looks = s.method.looks(memory.ways.number, memory.steps)
+    def _pages(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
+        """The pages, or parts of pages, that the pattern chooses to read; the newest is always read."""
+        store, size = memory.store, s.method.block
         memory.steps += 1
+        if memory.always_looks and size == store.page:
+            return self._blocks(memory, s, q, store.table)
+        blocks = -(-store.table.shape[-1] * store.page // size)
+        names = torch.arange(blocks, dtype=torch.int32, device=q.device).expand(*store.end.shape, -1)
+        return pages_of(self._chosen(memory, s, q, names), store.table, size, store.page)
+
+    def _chosen(self, memory: Remembered, s: Step, q: Tensor, names: Tensor) -> Tensor:
+        """The blocks that the pattern chooses, or chose last where it does not look."""
         longest, heads = memory.store.longest, memory.store.length.shape
         again, then = self.chosen or (None, 0)
+        looks = s.method.looks(memory.ways.number, memory.steps - 1)
         if looks or again is None or again.shape[:2] != heads or then > longest:
-            self.chosen = self._blocks(memory, s, q), longest
+            self.chosen = self._blocks(memory, s, q, names), longest
             return self.chosen[0]
         own = newest_block(memory.store.end, s.method.block)[..., None].int()
         return torch.cat([again.masked_fill(again >= own, -1), own], -1)
 
-    def _blocks(self, memory: Remembered, s: Step, q: Tensor) -> Tensor:
+    def _blocks(self, memory: Remembered, s: Step, q: Tensor, names: Tensor) -> Tensor:
         store, pattern = memory.store, self.own.of(memory.ways.name, s.method)
         if (s.method in memory.heard) and (there := self.own.sight(memory.ways.name, s.method, store.read()[2])):
             heads = there[1].shape[1]
             return pick(pattern, s.budget, *there, store.length[:, :heads]).expand(-1, store.length.shape[1], -1)
         if not isinstance(pattern, ByScore):
             return pick(pattern, s.budget, q, store.read()[0].to(q.dtype), store.length)
-        return best_blocks(pattern, s.budget, q, memory.digested(pattern, q.dtype), store.end)
+        return best_blocks(pattern, s.budget, q, memory.digested(pattern, q.dtype), store.end, names)
 
     def _forget(self, memory: Remembered, asked: Asked, now: Tensor, new: int) -> None:
         forget, store = memory.ways.forget, memory.store

@@ -15,6 +15,7 @@ from fewer.models.cache_layer import Layer
 from .attending import Attending
 from .remembered import Remembered
 
+SHAPES = 1024  # that torch may compile
 AHEAD = 1024  # tokens that there is room for when a recording is made
 
 
@@ -38,9 +39,10 @@ class Recorded:
     forgotten, rows exchanged, or `ahead` tokens.
     """
 
-    def __init__(self, model: nn.Module, engine: Attending, ahead: int = AHEAD):
+    def __init__(self, model: nn.Module, engine: Attending, compiled: bool = False, ahead: int = AHEAD):
         self.model, self.engine, self.ahead = model, engine, ahead
         self.plain, self.made, self.played = model.forward, 0, 0
+        self.step = torch.compile(model.forward, dynamic=False) if compiled else model.forward  # of one token
         self.take: _Take | None = None
         self.ready: tuple | None = None  # what a step was last done for as ever, so that the next can be recorded
 
@@ -58,9 +60,9 @@ class Recorded:
             positions = torch.full_like(ids, memories[0].seen)
         t = self.take
         if t is None or t.memories != memories or t.state != _state(memories, ids):
-            return self._begin(cache, memories, ids, positions, args, kwargs)
+            return self._begin(cache, memories, ids, positions, kwargs)
         if t.seen != memories[0].seen:  # others came between: whatever is due is done first
-            out = self._eager(memories, args, kwargs)
+            out = self._step(**self._given(cache, ids, positions, kwargs))
             t.seen = memories[0].seen
             return out
         t.ids.copy_(ids)
@@ -86,37 +88,46 @@ class Recorded:
         memories = [layer.memory for layer in cache.layers]
         return memories if all(m.seen and m.plain_step for m in memories) else []
 
-    def _eager(self, memories: list[Remembered], args: Any, kwargs: Any) -> Any:
+    def _recording(self, memories: list[Remembered], given: dict[str, Any]) -> Any:
         for m in memories:
             m.recording = True
         try:
-            return self.plain(*args, **kwargs)
+            return self._step(**given)
         finally:
             for m in memories:
                 m.recording = False
 
+    def _step(self, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):  # each layer has a number, and is compiled by itself
+            return self.step(**kwargs)
+
     def _begin(
-        self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, args: Any, kwargs: Any
+        self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, kwargs: dict[str, Any]
     ) -> Any:
         """The first time a step is done as ever, with room for those to come; the second time it is recorded."""
         if self.ready != (memories, _state(memories, ids)):
             for m in memories:
                 m.store.ahead(self.ahead)
-            out = self.plain(*args, **kwargs)  # whatever is due is done
+            out = self._step(**self._given(cache, ids, positions, kwargs))  # whatever is due is done
             self.ready = memories, _state(memories, ids)
             return out
         ids, positions = ids.clone(), positions.clone()
-        name = next(n for n, x in kwargs.items() if x is cache)
-        more = {k: x for k, x in kwargs.items() if k in ("use_cache", "return_dict", "logits_to_keep")}
-        given = {"input_ids": ids, "position_ids": positions, name: cache} | more
+        given = self._given(cache, ids, positions, kwargs)
         graph, before = torch.cuda.CUDAGraph(), memories[0].seen
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
-            answer = self._eager(memories, (), given)
+            answer = self._recording(memories, given)
         graph.replay()
         self.take = _Take(graph, ids, positions, answer, memories, _state(memories, ids), before + 1)
         self.made += 1
         return answer
+
+    @staticmethod
+    def _given(cache: Cache, ids: Tensor, positions: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a step is given, in a recording and before it."""
+        name = next(n for n, x in kwargs.items() if x is cache)
+        more = {k: x for k, x in kwargs.items() if k in ("use_cache", "return_dict", "logits_to_keep")}
+        return {"input_ids": ids, "position_ids": positions, name: cache} | more
 
 
 def _state(memories: list[Remembered], ids: Tensor) -> tuple:
@@ -125,8 +136,8 @@ def _state(memories: list[Remembered], ids: Tensor) -> tuple:
 
 
 @contextlib.contextmanager
-def recorded(model: nn.Module, engine: Attending, ahead: int = AHEAD) -> Iterator[Recorded]:
-    """While this is open, steps of one token are recorded and replayed.
+def recorded(model: nn.Module, engine: Attending, compiled: bool = False, ahead: int = AHEAD) -> Iterator[Recorded]:
+    """While this is open, steps of one token are recorded and replayed; with `compiled`, by torch first, all but attention.
 
     ValueError if the model is not on one GPU.
     """
@@ -135,7 +146,7 @@ def recorded(model: nn.Module, engine: Attending, ahead: int = AHEAD) -> Iterato
         raise ValueError(
             f"record=True records CUDA graphs: the model must lie on one GPU, not on {sorted(map(str, devices))}"
         )
-    here = Recorded(model, engine, ahead)
+    here, own = Recorded(model, engine, compiled, ahead), vars(model).get("forward")
 
     @wraps(here.plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -145,4 +156,7 @@ def recorded(model: nn.Module, engine: Attending, ahead: int = AHEAD) -> Iterato
     try:
         yield here
     finally:
-        del model.forward
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own

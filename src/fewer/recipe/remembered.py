@@ -33,6 +33,7 @@ class Remembered(Memory):
     since: int = 0  # tokens since the last that were forgotten
     digests: Digests | None = None
     digested_to: Tensor | None = None  # full blocks of each head that are in the digests; on the CPU
+    folds: bool = False  # each new key is taken into its block at once
     clock: Tensor | None = None  # where the newest token stands, on the device
     steps: int = 0  # of decoding
     heard: dict[Pattern, Tensor] = field(default_factory=dict)  # by patterns that look at hidden states: of each place
@@ -75,6 +76,8 @@ class Remembered(Memory):
         self.real = real if self.real is None else self.real.add_(real)
         if self.clock is not None:
             self.clock.fill_(self.seen - 1)
+        if self.folds:  # what is not full yet is not known of the new ones
+            self.digests, self.folds = None, False
         self._ask(asked.q, now)
         return now, asked
 
@@ -85,6 +88,7 @@ class Remembered(Memory):
         now = self.clock.add_(1).expand(len(asked.q), 1)
         beside, asked = self._noted(asked, now)
         self.store.step(asked.k, asked.v, now, beside)
+        self._fold(asked.k)
         self.real.add_(1)
         self.seen, self.since = self.seen + 1, self.since + 1
         self._ask(asked.q, now)
@@ -125,18 +129,20 @@ class Remembered(Memory):
         return self.store.longest > self.ways.beyond and (s.method.sparing or may < blocks)
 
     @property
+    def always_looks(self) -> bool:
+        """Whether the pattern that decodes scores blocks by their keys, at every layer and step."""
+        m = self.ways.decode.method
+        return isinstance(m, ByScore) and not m.hears and type(m).looks is Pattern.looks
+
+    @property
     def plain_step(self) -> bool:
         """Whether the next token asks nothing of the host."""
-        forget, s = self.ways.forget, self.ways.decode
-        if self.ways.mixer is not None:
+        forget, decode = self.ways.forget, self.ways.decode
+        if self.ways.mixer is not None or self.ways.form is not None:
             return False
-        if s is not None and (
-            not isinstance(s.method, ByScore)
-            or (s.method.hears or s.method.weighs or s.correctors)
-            or type(s.method).looks is not Pattern.looks
-        ):
+        if decode is not None and (not self.always_looks or decode.method.weighs or decode.correctors):
             return False
-        if self.ways.form is not None or (forget is not None and forget.evictor.notes):
+        if forget is not None and forget.evictor.notes:
             return False
         if forget is None:
             return True
@@ -146,19 +152,30 @@ class Remembered(Memory):
     def digested(self, pattern: ByScore, dtype: torch.dtype) -> Digest:
         """What the pattern remembers of the blocks, the newest one full taken in."""
         store, size = self.store, pattern.block
-        blocks, full = -(-store.table.shape[-1] * store.page // size), store.length // size
+        full = store.length // size
         if self.digests is None or self.digests.pattern is not pattern:
-            self.digests = Digests(pattern)
-            self.digests.begin(store.read()[0].to(dtype), blocks)
-            self.digested_to = full
-        self.digests.grow(blocks)
-        if self.recording:
+            self.digests, self.folds = Digests(pattern), False
+            self.digests.begin(store.read()[0].to(dtype), self._blocks(size))
+        elif self.recording and not self.folds:
             self._digest(newest_block(store.end, size).clamp(min=0), dtype)
-        else:
+        elif not self.folds:
+            self.digests.grow(self._blocks(size))
             while (self.digested_to < full).any():
                 self._digest(self.digested_to.minimum(full - 1).clamp(min=0).to(store.end.device), dtype)
                 self.digested_to = self.digested_to + (self.digested_to < full)
+        self.digested_to = full
         return tuple(self.digests.held)
+
+    def _blocks(self, size: int) -> int:
+        """Of this size, in as many pages as the table names."""
+        return -(-self.store.table.shape[-1] * self.store.page // size)
+
+    def _fold(self, k: Tensor) -> None:
+        """Take a new key into what is remembered of its block, if the pattern can."""
+        d = self.digests
+        if d is not None:
+            d.grow(self._blocks(d.pattern.block))
+            self.folds = d.pattern.fold(tuple(d.held), k.to(d.held[0].dtype), self.store.end)
 
     def _digest(self, block: Tensor, dtype: torch.dtype) -> None:
         self.digests.put(block, self.store.block(block, self.digests.pattern.block).to(dtype))

@@ -24,3 +24,5 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[tuple[Any, ...]]:
             score[0, 0, 1, 2] = -torch.inf  # for one head only
         table = torch.randperm(batch * kv_heads * n, generator=make).view(batch, kv_heads, n).int()
         yield score.flatten(1, 2).to(device), table.to(device), k
+        end = torch.randint(0, n * 4 + 1, (batch, kv_heads), generator=make)
+        yield score.flatten(1, 2).to(device), table.to(device), max(1, k), end.to(device), 4
