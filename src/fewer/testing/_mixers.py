@@ -32,12 +32,6 @@ def small(m):
     return replace(m, **sizes) if sizes.keys() <= m.__dataclass_fields__.keys() else m
 
 
-def small(m):
-    """The same for a text of a few tokens, if it makes one key of several."""
-    sizes = {"length": 4, "stride": 2, "block": 4, "window": 6}
-    return replace(m, **sizes) if sizes.keys() <= m.__dataclass_fields__.keys() else m
-
-
 def some(m):
     """Half of what there is, for who is told how much to read."""
     return budget("50%" if m.chooses else "100%")
