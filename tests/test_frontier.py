@@ -16,12 +16,14 @@ import torch
 from fewer.core import find
 from fewer.core import methods as names
 from fewer.measure import Estimate
+from fewer.measure.estimate import share
 from fewer.models import open_model
 from fewer.recipe import jobs, kind, parallel, results, step
 from fewer.recipe.claims import FAILS, HOLDS, WEAKER, Better, check, markdown, read
 from fewer.recipe.frontier import Bench, Text
 from fewer.recipe.frontier import frontier as measured
 from fewer.recipe.point import Point
+from fewer.recipe.recalling import Questions, steps_of
 
 SMALL = Text(calibration=1, test=2, length=32)
 # how bad each step is, in nats above dense; anything else is random's 5
@@ -175,7 +177,7 @@ def test_out_holds_a_json_object_a_line(done, tmp_path):
     ("how", "says"),
     [
         ({"axes": ["wieghts"]}, "no axis 'wieghts'; there are: weights"),
-        ({"axes": ["cache"]}, "cannot be measured on a model yet"),
+        ({"axes": ["experts"]}, "cannot be measured on a model yet"),
         ({"budgets": ["half"]}, "not a budget: 'half'; write '50%'"),
         ({"budgets": ["7:9"]}, "do not divide into groups of 9; M may be one of"),
         ({"budgets": ["9999"]}, "write 256 or less"),
@@ -337,3 +339,72 @@ def test_our_claims_can_be_read_and_measured(done):
     }
     for c in claims:
         assert all(step(text).method for text in c.steps)
+
+
+def test_questions_are_asked_on_the_axes_that_run(monkeypatch, tmp_path):
+    """Jobs that take no time: random on each axis and methods of both, density and answers, in one page."""
+    from fewer.report import compared, finding, front, page
+
+    def measure(job):
+        empty = job.unmeasured()
+        right = {"dense": 0.9, "cache/key_norm": 0.6, "attention/quest": 0.8}.get(empty.method, 0.1)
+        kept = 0.25 if empty.budget else 1.0
+        more = {
+            "kept": kept,
+            "read": kept,
+            "remembered": 1.0,
+            "held": 1.0,
+            "seconds": 1.0,
+            "questions": 36,
+            "turns": (right,) * 3,
+        }
+        return Point(empty.axis, empty.step, empty.method, empty.budget, accuracy=share(round(36 * right), 36), **more)
+
+    monkeypatch.setattr("fewer.recipe.frontier.measure", measure)
+    asked = Questions(tokens=300, count=2)
+    points = measured(
+        "bundled", ("attention", "cache"), ["25%"], ["quest", "key_norm"], jobs=1, data=SMALL, questions=asked,
+        out=tmp_path / "points.jsonl",
+    )  # fmt: skip
+    assert [p.method for p in points] == [
+        "dense",
+        "attention/random",
+        "cache/random",
+        "attention/quest",
+        "cache/key_norm",
+    ]
+    assert [p.control for p in points] == [True] * 3 + [False] * 2
+    assert all(Point.from_dict(json.loads(json.dumps(p.as_dict()))) == p for p in points)
+    rows = compared([p.as_dict() for p in points])
+    assert finding(rows) == "At 25 %, attention/quest answers 81 % right, dense 89 %, attention/random 11 %"
+    assert {r["method"] for r in front(rows)} == {"dense", "attention/quest"}
+    written = page(rows, {"model": "bundled", "data": str(asked)})
+    assert "share of questions answered wrongly" in written and 'id="logy" >' in written
+    again = measured("bundled", ("cache",), ["25%"], ["key_norm"], jobs=1, data=SMALL, questions=asked)
+    assert again[0] == points[0]
+    with pytest.raises(ValueError, match="measured by questions"):
+        measured("bundled", ("weights", "cache"))
+
+
+@pytest.mark.parametrize(
+    "axes, methods, words",
+    [
+        (
+            ["cache"],
+            ["attention/quest"],
+            "of the axis attention, which is not measured here; write --axes cache,attention",
+        ),
+        (["cache"], ["quest"], "no method 'cache/quest'"),
+        (["weights"], None, "not one that reads or remembers"),
+    ],
+)
+def test_no_method_is_passed_over(axes, methods, words):
+    with pytest.raises((ValueError, LookupError), match=words):
+        steps_of(axes, ["25%"], methods)
+
+
+def test_short_names_are_found_on_any_of_the_axes():
+    found = steps_of(
+        ["attention", "cache"], ["25%"], ["snap_kv(window=4) by ada", "random", "attention/quest(block=8)"]
+    )
+    assert [str(s) for s in found[3:]] == ["cache/snap_kv(window=4) 25% by ada", "attention/quest(block=8) 25%"]

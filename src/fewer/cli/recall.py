@@ -1,10 +1,13 @@
 """fewer recall: what a model still finds in a long text when it reads or remembers less."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._print import Json, lines, note, table
+
+if TYPE_CHECKING:
+    from fewer.recipe.point import Point
 
 
 def recall(
@@ -12,7 +15,7 @@ def recall(
         str, typer.Argument(help="'bundled' (a 10M model of code), a directory, or a name on the hub.")
     ] = "bundled",
     axes: Annotated[str, typer.Option(help="cache (forget), attention (read less), or both, with a comma.")] = "cache",
-    budgets: Annotated[str, typer.Option(help="How much may stay, with commas: 25%,12.5%,256.")] = "25%",
+    budgets: Annotated[str, typer.Option(help="How much may stay, with commas: 25%,256,95% of mass,200MB.")] = "25%",
     methods: Annotated[
         str | None,
         typer.Option(
@@ -23,6 +26,7 @@ def recall(
     count: Annotated[int, typer.Option(min=1, help="Texts; each is asked several times.")] = 12,
     turns: Annotated[int, typer.Option(min=1, max=8, help="Questions about each text, one after the other.")] = 3,
     every: Annotated[int, typer.Option(min=1, help="While decoding, forget every so many tokens.")] = 64,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
     json: Json = False,
 ) -> None:
     """Hide facts in long code, let the model read it with each method, then ask: beside dense and random.
@@ -31,27 +35,26 @@ def recall(
 
     Examples: `fewer recall` · `fewer recall bundled --axes attention --budgets 64 --methods quest,streaming --tokens 2048`
     """
-    from fewer.models import open_model
-    from fewer.recipe.recalling import questions, steps_of
-    from fewer.recipe.recalling import recall as measured
+    from fewer.recipe.frontier import frontier
+    from fewer.recipe.recalling import Questions
 
     from .frontier import _split
 
-    steps = steps_of(_split(axes), _split(budgets), _split(methods) if methods else None)
-    opened, tokenizer = open_model(model)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: questions are asked in words")
-    asked = questions(tokenizer, tokens, count, turns)
+    def found(p: "Point") -> None:
+        lines([p.as_dict()]) if json else note(p.error or f"{p.step or 'dense'}, {p.seconds:.0f} s")
+
+    asked = Questions(tokens, count, turns, every)
+    chosen = _split(methods) if methods else None
+    points = frontier(model, _split(axes), _split(budgets), chosen, jobs=jobs, found=found, questions=asked)
     rows = []
-    for i, r in enumerate(measured(opened, tokenizer, steps, asked, every=every), 1):
-        if json:
-            lines([r.as_dict()])
-            continue
-        note(f"{i} of {len(steps)}: {r.step}, {r.seconds:.0f} s")
-        rows.append([r.step, f"{r.accuracy.value:.2f} [{r.accuracy.low:.2f}, {r.accuracy.high:.2f}]",
-                     *(f"{t:.2f}" for t in r.turns), f"{r.kept:.1%}", f"{r.bytes:.2f}"])  # fmt: skip
-    if not json:
-        names = [f"turn {t + 1}" for t in range(turns)]
-        table(
-            ["step", "right", *names, "remembered", "bytes, of dense"], sorted(rows, key=lambda r: r[1], reverse=True)
-        )
+    for p in points:
+        if (right := p.accuracy) is not None:
+            rows.append([p.step or "dense", f"{right.value:.2f} [{right.low:.2f}, {right.high:.2f}]", *(f"{t:.2f}" for t in p.turns),
+                         f"{p.read:.1%}", f"{p.remembered:.1%}", f"{p.held:.2f}"])  # fmt: skip
+    if json:
+        return
+    names = [f"turn {t + 1}" for t in range(turns)]
+    rows.sort(key=lambda r: r[1], reverse=True)
+    table(["step", "right", *names, "read", "remembered", "bytes, of dense"], rows)
+    for text in dict.fromkeys(text for p in points for text in p.notes):
+        note(text)

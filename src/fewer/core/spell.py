@@ -30,7 +30,7 @@ def method_of(text: str, axis: str = "") -> Method:
     cls = find(name)
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.repr}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
-    for field in filter(None, (part.strip() for part in _fields(call["fields"] or ""))):
+    for field in filter(None, (part.strip() for part in parted(call["fields"] or ""))):
         key, equals, value = (part.strip() for part in field.partition("="))
         if not equals or key not in defaults:
             known = ", ".join(f"{k}={v!r}" for k, v in defaults.items()) or "none"
@@ -39,10 +39,10 @@ def method_of(text: str, axis: str = "") -> Method:
     return cls(**given)
 
 
-def _fields(text: str) -> list[str]:
+def parted(text: str) -> list[str]:
     """Parted at commas, but not within the brackets of a tuple.
 
-    >>> _fields("a=1, b=((0, 1), (2,)), c=3")
+    >>> parted("a=1, b=((0, 1), (2,)), c=3")
     ['a=1', ' b=((0, 1), (2,))', ' c=3']
     """
     parts, depth = [""], 0

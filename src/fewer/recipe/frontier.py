@@ -20,11 +20,12 @@ from fewer.models import locate, open_lazily, sites, tokenizer_of
 from . import parallel, results
 from .engine import Progress
 from .jobs import Job, key, measure
-from .planning import plan
 from .point import Point
+from .recalling import CHOOSE, Asking, Questions, steps_of
 from .steps import Step, at_budgets, kind
 
 BUDGETS = ("50%", "30%", "2:4")
+SHARES = ("50%", "25%", "12.5%")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ def frontier(
     device: str = "cpu",
     progress: Progress | None = None,
     found: Callable[[Point], None] | None = None,
+    questions: Questions | None = None,
 ) -> list[Point]:
     """Measure methods x budgets on a model: perplexity and KL to dense against bytes, bits and FLOPs.
+
+    On the axes `attention` and `cache`, which act while a model runs: answers to `questions` against what is read and remembered.
 
     `methods` are steps without a budget, such as `weights/wanda + eora(rank=16)`; by default every pruner of the axes
     that is quick and then, on the best of those that only choose, every corrector and every allocator. Dense and random are always there.
@@ -73,10 +77,19 @@ def frontier(
     JSON lines. A job that fails becomes a point with an `error`. Raises `ValueError` or `LookupError` before any
     work if something given cannot be, and `RuntimeError` if every job failed.
     """
-    first, axis = _asked(axes, methods, budgets, where)
-    bench = Bench.at(model, where, data, jobs, ray, device, progress, found)
-    tight = [b for b in budgets or BUDGETS if _at_most_half(read_budget(b))] if methods is None else []
-    bench.later = len(_additions(axis, "random", tight, where))
+    if running := [axis for axis in axes if axis in CHOOSE]:
+        if len(running) < len(axes):
+            raise ValueError(
+                f"{', '.join(running)} are measured by questions, {', '.join(axes)} not together: ask apart"
+            )
+        first, axis, tight = steps_of(axes, budgets or SHARES, methods, where), axes[0], []
+        questions = questions or Questions()
+    else:
+        first, axis = _asked(axes, methods, budgets, where)
+        tight = [b for b in budgets or BUDGETS if _at_most_half(read_budget(b))] if methods is None else []
+        questions = None
+    bench = Bench.at(model, where, data, jobs, ray, device, progress, found, questions)
+    bench.later = len(_additions(axis, "random", tight, where)) if tight else 0
     points = bench.points(first)
     bench.later = 0
     if tight and (best := _best_choice(axis, points)):
@@ -92,9 +105,9 @@ def frontier(
 class Bench:
     """A model, text, and the processes that measure: steps in, points out, in the order asked for."""
 
-    base: Job
+    base: Job | Asking
     shape: nn.Module  # the model without its weights, to refuse what cannot be done to it
-    runner: Callable[..., Iterator[tuple[Job, Point | Exception]]]
+    runner: Callable[..., Iterator[tuple[Job | Asking, Point | Exception]]]
     progress: Progress | None = None
     found: Callable[[Point], None] | None = None
     done: int = 0
@@ -112,6 +125,7 @@ class Bench:
         device: str = "cpu",
         progress: Progress | None = None,
         found: Callable[[Point], None] | None = None,
+        questions: Questions | None = None,
     ) -> "Bench":
         """Set one up, as `frontier` does; reads the text, but no weights yet."""
         place = locate(model)
@@ -119,18 +133,23 @@ class Bench:
         if tokenizer is None:
             raise ValueError(f"{model} has no tokenizer: the frontier measures language models, on text")
         runner = _runner(jobs, ray)
-        sites(shape, where)
-        base = Job(place, "", where, *(data or Text()).windows(tokenizer), device)
+        text = (data or Text()).windows(tokenizer)
+        base: Job | Asking
+        if questions is None:
+            sites(shape, where)
+            base = Job(place, "", where, *text, device)
+        else:
+            base = Asking(place, "", tuple(questions.tasks(tokenizer)), text[0], questions.every, device)
         return cls(base, shape, runner, progress, found)
 
     def points(self, steps: Sequence[Step | None]) -> list[Point]:
         """A point for each step; None is the dense model. `ValueError` before any work for what the model cannot take."""
         for s in filter(None, steps):
-            plan(self.shape, (s,))
+            self.base.check(self.shape, s)
         todo = [replace(self.base, step=str(s) if s else "") for s in steps]
         self.total += len(todo)
         known: dict[str, Point] = {}
-        fresh: list[Job] = []
+        fresh: list[Job | Asking] = []
         for job in todo:
             if point := results.recall(key(job)):
                 known[job.step] = self._take(point)
@@ -161,7 +180,9 @@ def _asked(
         if axis not in all_axes():
             raise LookupError(f"no axis {axis!r}; there are: {', '.join(all_axes())}")
         if axis != "weights":
-            raise ValueError(f"the axis {axis!r} cannot be measured on a model yet; write --axes weights")
+            raise ValueError(
+                f"the axis {axis!r} cannot be measured on a model yet; write --axes weights, attention or cache"
+            )
     amounts = [str(read_budget(b)) for b in budgets or BUDGETS]
     if methods is None:
         chosen = [n for axis in axes for n in names(axis) if kind(find(n)) == "Pruner" and find(n).quick]
@@ -205,7 +226,7 @@ def _only_chooses(name: str) -> bool:
     return prune is not None and prune.__module__.endswith("._protocol")
 
 
-def _runner(jobs: int | None, ray: bool) -> Callable[..., Iterator[tuple[Job, Point | Exception]]]:
+def _runner(jobs: int | None, ray: bool) -> Callable[..., Iterator[tuple[Job | Asking, Point | Exception]]]:
     if ray:
         return parallel.cluster
     count = cores() if jobs is None else jobs
@@ -225,4 +246,4 @@ def _write(path: Path, points: Sequence[Point]) -> None:
     part.replace(path)
 
 
-__all__ = ["BUDGETS", "Bench", "Text", "cores", "frontier"]
+__all__ = ["BUDGETS", "SHARES", "Bench", "Text", "cores", "frontier"]

@@ -6,8 +6,10 @@ import hashlib
 import inspect
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,6 +20,7 @@ from fewer.measure import Reference, flops, quality
 from fewer.models import locate, open_model, sites, stored_dtype
 
 from .act import Applied, apply
+from .planning import plan
 from .point import Point
 from .steps import Step
 from .steps import step as read
@@ -34,8 +37,32 @@ ENGINE = (
 )  # what every job runs through
 
 
+class Measurable(ABC):
+    """What can be measured elsewhere and later: a step done to a model, and what comes of it."""
+
+    model: str
+    step: str
+    device: str
+
+    @abstractmethod
+    def check(self, shape: nn.Module, s: Step) -> None:
+        """ValueError for what the model cannot take."""
+
+    @abstractmethod
+    def unmeasured(self) -> Point:
+        """The point with no numbers yet."""
+
+    @abstractmethod
+    def said(self) -> tuple[Any, ...]:
+        """What the result depends on, beside the model, the step and the code."""
+
+    @abstractmethod
+    def measured(self) -> Point:
+        """Do the step, measure, undo."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job:
+class Job(Measurable):
     """One point to measure. `step` is the text of a step, or empty for the dense model; `where` are the maps that count."""
 
     model: str
@@ -46,11 +73,25 @@ class Job:
     device: str = "cpu"
 
     def unmeasured(self) -> Point:
-        """The point with no numbers yet."""
         if not self.step:
             return Point("", "dense", "dense", "")
         step = read(self.step)
         return Point(step.axis, str(step), label(step), str(step.budget))
+
+    def check(self, shape: nn.Module, s: Step) -> None:
+        plan(shape, (s,))
+
+    def said(self) -> tuple[Any, ...]:
+        return self.where, self.test, self.calibration if self.step else ""
+
+    def measured(self) -> Point:
+        began = time.perf_counter()
+        model = opened(self.model, self.device)
+        dense, work = _dense(self, model)
+        if not self.step:
+            return _point(self, model, Applied(model, ()), dense, work, began)
+        with apply(model, self.step, self.calibration.to(self.device)) as applied:
+            return _point(self, model, applied, dense, work, began)
 
 
 def label(step: Step) -> str:
@@ -63,19 +104,14 @@ def label(step: Step) -> str:
     return text if step.budget.scope == "row" else f"{text} per {step.budget.scope}"
 
 
-def measure(job: Job) -> Point:
+def measure(job: Measurable) -> Point:
     """Do the step, measure, undo. A process opens a model once and keeps what its dense twin said."""
-    began = time.perf_counter()
-    model = _opened(job.model, job.device)
-    dense, work = _dense(job, model)
-    if not job.step:
-        return _point(job, model, Applied(model, ()), dense, work, began)
-    with apply(model, job.step, job.calibration.to(job.device)) as applied:
-        return _point(job, model, applied, dense, work, began)
+    return job.measured()
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(model: str, device: str) -> nn.Module:
+def opened(model: str, device: str) -> nn.Module:
+    """The model of that name; one is kept open."""
     return open_model(model, device)[0]
 
 
@@ -121,16 +157,12 @@ def _flops(job: Job, model: nn.Module, applied: Applied, work: int) -> float:
     return 1 - 2 * job.test[:1].numel() * (spared - added) / work
 
 
-def key(job: Job) -> str:
+def key(job: Measurable) -> str:
     """SHA-256 of everything that the result depends on: model, step, data, and the code that is run."""
     told = hashlib.sha256()
-    for part in (_content(job.model), job.step, job.where, job.device, torch.__version__, fewer.__version__):
-        told.update(f"{part}\0".encode())
-    told.update(_digest(job.test).encode())
-    step = read(job.step) if job.step else None
-    if step:
-        told.update(_digest(job.calibration).encode())
-    for file in _sources(step):
+    for part in (_content(job.model), job.step, job.device, torch.__version__, fewer.__version__, *job.said()):
+        told.update(f"{_digest(part) if isinstance(part, Tensor) else part}\0".encode())
+    for file in _sources(read(job.step) if job.step else None):
         told.update(_file(file))
     return told.hexdigest()
 

@@ -25,7 +25,7 @@ from .timing import in_time
 from .ways import PHASES, Ways
 
 PARTS = 128  # shares that are tried are whole numbers of these
-WINDOWS, PLACES = 4, 8  # of the data, at most; queries of a window that stand for decoding
+WINDOWS, PLACES = 2, 8  # of the data, at most; queries of a window that stand for decoding
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .finding import finding, measured
+from .finding import finding, measured, scales
 from .table import Row, columns_of
 
 if TYPE_CHECKING:
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 COSTS = {
     "bits": "bits stored per weight, indices included",
     "bytes_after": "bytes of the model as stored",
-    "kept": "share of weights kept",
+    "kept": "share kept: of weights, or of tokens read and remembered",
+    "held": "bytes remembered, share of dense",
     "flops": "useful FLOPs, share of dense",
     "seconds": "seconds to apply and measure",
 }
@@ -21,8 +22,10 @@ QUALITIES = {
     "perplexity": "perplexity on unseen text",
     "ratio": "perplexity, times dense",
     "kl": "KL to dense, nats a token",
+    "wrong": "share of questions answered wrongly",
 }
-FORMATS = {"bits": "~g", "bytes_after": "~s", "kept": "~%", "flops": "~%", "seconds": "~g"}
+LINEAR = ("wrong",)  # may be 0
+FORMATS = {"held": "~g", "bits": "~g", "bytes_after": "~s", "kept": "~%", "flops": "~%", "seconds": "~g"}
 # Okabe and Ito's colours, which people with any colour vision tell apart; black and grey belong to the controls.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # 7 and 5: 35 pairs before one comes again
@@ -32,19 +35,20 @@ TICKS = [digit * 10.0**power for power in range(-5, 9) for digit in (1, 2, 5)]
 
 def looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and shape of each method, best first, controls last."""
-    there = measured(rows)
-    names = dict.fromkeys(row["method"] for row in sorted(there, key=lambda row: row["perplexity"]))
+    quality = scales(rows)[1]
+    there = measured(rows, quality)
+    names = dict.fromkeys(row["method"] for row in sorted(there, key=lambda row: row[quality]))
     controls = {row["method"] for row in there if row.get("control")}
-    ours = sorted((name for name in names if name not in controls), key=lambda name: _mean_rank(there, name))
+    ours = sorted((name for name in names if name not in controls), key=lambda name: _mean_rank(there, name, quality))
     looks = {name: (COLORS[i % len(COLORS)], SHAPES[i % len(SHAPES)]) for i, name in enumerate(ours)}
     return looks | {name: (GREY, "cross") for name in names if name in controls and name != "dense"}
 
 
-def _mean_rank(rows: Sequence[Row], name: str) -> float:
+def _mean_rank(rows: Sequence[Row], name: str, quality: str) -> float:
     """How good a method is where it was measured: the mean place among the methods of each budget."""
     places = []
     for budget in {row["budget"] for row in rows if row["method"] == name}:
-        order = sorted((row["perplexity"], row["method"]) for row in rows if row["budget"] == budget)
+        order = sorted((row[quality], row["method"]) for row in rows if row["budget"] == budget)
         places.append([m for _, m in order].index(name) / len(order))
     return sum(places) / len(places)
 
@@ -63,27 +67,28 @@ def records(rows: Sequence[Row], cost: str, quality: str) -> list[dict[str, Any]
             "grouped": ":" in row["budget"],
         }
         for row in measured(rows, quality)
-        if row.get(cost) is not None and row[quality] > 0  # the axis is logarithmic; only dense's KL to itself is 0
+        if row.get(cost) is not None
+        and (row[quality] > 0 or quality in LINEAR)  # else the axis is logarithmic; only dense's KL to itself is 0
     ]
 
 
-def figure(
-    rows: Sequence[Row], about: Mapping[str, str], cost: str = "bits", quality: str = "perplexity"
-) -> "altair.LayerChart":
+def figure(rows: Sequence[Row], about: Mapping[str, str], cost: str = "", quality: str = "") -> "altair.LayerChart":
     """The chart of one cost and one quality, both of them fields of the rows.
 
     The spec names its data's fields `cost`, `quality`, `low` and `high`, so that a page can draw another pair with it.
     """
     import altair as alt
 
+    usual = scales(rows)
+    cost, quality = cost or usual[0], quality or usual[1]
     style = looks(rows)
     color = alt.Color("method:N", title="method").scale(domain=list(style), range=[c for c, _ in style.values()])
     shape = alt.Shape("method:N", title="method").scale(domain=list(style), range=[s for _, s in style.values()])
     x = alt.X("cost:Q", title=COSTS[cost]).scale(zero=False, padding=14).axis(format=FORMATS[cost])
     y = (
         alt.Y("quality:Q", title=QUALITIES[quality])
-        .scale(type="log", nice=False, padding=14)
-        .axis(values=TICKS, format="~g")
+        .scale(type="linear" if quality in LINEAR else "log", nice=False, padding=14)
+        .axis(**({"format": "~g"} if quality in LINEAR else {"values": TICKS, "format": "~g"}))
     )
     picked = alt.selection_point(name="picked", fields=["method"], bind="legend")
     seen = alt.when(picked)
@@ -151,7 +156,7 @@ def _dense(base: "altair.Chart", y: "altair.Y") -> "list[altair.Chart]":
     """What the model is untouched: a dashed line, its point, its value."""
     import altair as alt
 
-    untouched = "datum.method == 'dense' && datum.quality > 0"
+    untouched = "datum.method == 'dense' && datum.quality >= 0"
     dense = base.transform_filter(untouched)
     rule = alt.Chart(base.data).encode(y=y).transform_filter(untouched)
     rule = rule.mark_rule(strokeDash=[6, 4], strokeWidth=1.5)

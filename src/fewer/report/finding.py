@@ -15,13 +15,24 @@ def measured(rows: Sequence[Row], quality: str = "perplexity") -> list[Row]:
     return [row for row in rows if row.get(quality) is not None]
 
 
-def front(rows: Sequence[Row], cost: str = "bits", quality: str = "perplexity") -> list[Row]:
+def scales(rows: Sequence[Row]) -> tuple[str, str]:
+    """The cost and the quality that rows are held against each other by: what is less, is better.
+
+    >>> scales([dict(perplexity=None, wrong=0.2)]), scales([])
+    (('kept', 'wrong'), ('bits', 'perplexity'))
+    """
+    return ("kept", "wrong") if measured(rows, "wrong") else ("bits", "perplexity")
+
+
+def front(rows: Sequence[Row], cost: str = "", quality: str = "") -> list[Row]:
     """The points that no other beats: nothing is cheaper and at least as good. Cheapest first.
 
     >>> rows = [dict(bits=1, perplexity=9), dict(bits=2, perplexity=9), dict(bits=2, perplexity=7), dict(bits=3, perplexity=8)]
     >>> [(row["bits"], row["perplexity"]) for row in front(rows)]
     [(1, 9), (2, 7)]
     """
+    usual = scales(rows)
+    cost, quality = cost or usual[0], quality or usual[1]
     best, found = float("inf"), []
     for row in sorted(measured(rows, quality), key=lambda row: (row[cost], row[quality])):
         if row[quality] < best:
@@ -32,9 +43,10 @@ def front(rows: Sequence[Row], cost: str = "bits", quality: str = "perplexity") 
 
 def best(rows: Sequence[Row], budget: str, quality: str = "perplexity") -> Row | None:
     """The best method at a budget, controls apart; those that store 5 % more than the smallest are no equals."""
+    cost = scales(rows)[0]
     there = [row for row in measured(rows, quality) if row["budget"] == budget]
-    least = min((row["bits"] for row in there), default=0)
-    equals = [row for row in there if row["bits"] <= 1.05 * least and not row.get("control")]
+    least = min((row[cost] for row in there), default=0)
+    equals = [row for row in there if row[cost] <= 1.05 * least and not row.get("control")]
     return min(equals, key=lambda row: row[quality], default=None)
 
 
@@ -45,7 +57,8 @@ def finding(rows: Sequence[Row]) -> str:
     >>> finding([make("dense", "", 6.0), make("wanda", "50%", 6.6), make("random", "50%", 600.0)])
     'Keeping 50 %, wanda costs +10 % perplexity, random 100-fold'
     """
-    there = measured(rows)
+    quality = scales(rows)[1]
+    there = measured(rows, quality)
     dense = next((row for row in there if row["method"] == "dense"), None)
     budgets = {row["budget"] for row in there if not row.get("control")}
     if dense is None or not budgets:
@@ -53,11 +66,20 @@ def finding(rows: Sequence[Row]) -> str:
     methods = {b: sum(row["budget"] == b for row in there) for b in budgets}
     kept = {row["budget"]: row["kept"] for row in there}
     budget = min(sorted(budgets), key=lambda b: (-methods[b], abs(kept[b] - 0.5), ":" in b))
-    winner = best(there, budget)
-    control = next((row for row in there if row["method"] == "random" and row["budget"] == budget), None)
+    winner = best(there, budget, quality)
+    same = [row for row in there if row.get("control") and row["budget"] == budget]
+    control = next((row for row in same if winner and row.get("axis") in (None, winner.get("axis"))), None)
     assert winner is not None
+    if quality == "wrong":
+        told = [f"{winner['method']} answers {_right(winner)} right, dense {_right(dense)}"]
+        told += [f"{control['method']} {_right(control)}"] if control else []
+        return f"At {_spaced(budget)}, {', '.join(told)}"
     text = f"Keeping {_spaced(budget)}, {winner['method']} costs {_growth(winner, dense)} perplexity"
     return text + (f", random {_growth(control, dense)}" if control else "")
+
+
+def _right(row: Row) -> str:
+    return f"{(1 - row['wrong']) * 100:.0f} %"
 
 
 def _growth(row: Row, dense: Row) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .figure import COSTS, FORMATS, QUALITIES, figure, records
+from .figure import COSTS, FORMATS, LINEAR, QUALITIES, figure, records
 from .finding import finding, front, measured
 from .table import Column, Row, columns_of
 
@@ -29,6 +29,7 @@ def page(rows: Sequence[Row], about: Mapping[str, str]) -> str:
         "qualities": _options(qualities),
         "cost_words": _json({field: {"title": words, "format": FORMATS[field]} for field, words in costs.items()}),
         "quality_words": _json(qualities),
+        "log": "" if next(iter(qualities)) in LINEAR else "checked",
         "table": _table(rows),
         "about": "".join(f"<dt>{escape(k)}</dt><dd>{_about(k, v)}</dd>" for k, v in about.items()),
         "rows": _json(records(rows, next(iter(costs)), next(iter(qualities)))),

@@ -60,7 +60,7 @@ def size(n: float | int) -> str:
 COLUMNS = (
     Column("method", "method", str),
     Column("budget", "budget", str, "how much may stay"),
-    Column("kept", "kept", "{:.1%}".format, "share of the weights that stays"),
+    Column("kept", "kept", "{:.1%}".format, "share that stays: of the weights, or of the tokens, read and remembered"),
     Column(
         "bits",
         "bits/weight",
@@ -77,6 +77,10 @@ COLUMNS = (
         number,
         "nats a token between the dense model's predictions and these, with its 95 % interval",
     ),
+    Column("accuracy", "right", "{:.2f}".format, "share of questions answered to the letter, with its 95 % interval"),
+    Column("read", "read", "{:.1%}".format, "share of the tokens that a word may read"),
+    Column("remembered", "remembered", "{:.1%}".format, "share of the tokens that are there at the end"),
+    Column("held", "x bytes", "{:.2f}".format, "what is remembered, places and tables included, over dense"),
     Column("seconds", "seconds", "{:.1f}".format, "to apply and measure, on one core"),
 )
 
