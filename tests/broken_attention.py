@@ -272,3 +272,11 @@ class ScalesInPlace(attention.Mixer):
 
     def mix(self, r, budget):
         return softly(replace(r, q=r.q.mul_(0.5)))
+
+
+@broken("attention", "check_no_more_is_said_again_than_there_was")
+class SaysTheSameAgain(attention.Refresher):
+    """Say 8 tokens again after each."""
+
+    def due(self, step):
+        return 8

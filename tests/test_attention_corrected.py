@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_attending import generate, ids, padded
+from test_attending import DynamicCache, cached, generate, ids, padded
 from tiny import build
 
 import fewer
@@ -198,4 +198,47 @@ def test_merging_is_attention_over_all():
 )
 def test_what_cannot_be_corrected_is_refused(step, words):
     with pytest.raises(ValueError, match=words), fewer.apply(build("llama"), step):
+        pass
+
+
+QUEST = "attention/quest(block=8) 8"
+
+
+def decoded(model, x, mask, start, step=""):
+    """Keys of each layer when the tokens from `start` on come one by one; and what is said last."""
+    with fewer.apply(model, step or "attention/quest 100% @ decode") as applied, torch.no_grad():
+        past = DynamicCache(config=model.config)
+        cached(model, x[:, :start], past, attention_mask=mask[:, :start])
+        for i in range(start, x.shape[1]):
+            out = cached(model, x[:, i : i + 1], past, attention_mask=mask[:, : i + 1])
+        return [m.store.read()[0] for m in applied.attending.made], out.logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_after_a_refresh_keys_are_those_of_dense_attention(family):
+    """16 tokens, refreshed before the 5th, 9th, 13th; each before them is as of dense attention, those after them not yet."""
+    model, (x, mask) = build(family), padded([ids(1, 40)[0], ids(1, 31, seed=1)[0]])
+    dense_keys, _ = decoded(model, x, mask, 24)
+    sparse_keys, _ = decoded(model, x, mask, 24, f"{QUEST} @ decode")
+    keys, _ = decoded(model, x, mask, 24, f"{QUEST} + rectified(every=4) @ decode")
+    k, told, lost = keys[1], dense_keys[1], sparse_keys[1]
+    assert torch.allclose(k[0, :, :36], told[0, :, :36], atol=1e-4)
+    assert torch.allclose(k[1, :, :27], told[1, :, :27], atol=1e-4)  # 9 of padding before
+    assert not torch.allclose(k[0, :, 36:], told[0, :, 36:], atol=1e-4)
+    assert not torch.allclose(lost[0, :, :36], told[0, :, :36], atol=1e-4)
+
+
+def test_a_refresh_goes_with_generate_beams_and_forgetting():
+    model, (x, mask) = build("llama"), padded([ids()[0], ids(seed=1)[0, :17]])
+    plain = {n: generate(model, x, attention_mask=mask, num_beams=n) for n in (1, 3)}
+    for n, told in plain.items():
+        with fewer.apply(model, "attention/quest(block=8) 100% + rectified(every=3) @ decode"):
+            assert torch.equal(generate(model, x, attention_mask=mask, num_beams=n), told)
+    with fewer.apply(model, f"{QUEST} + rectified(every=3) @ decode\ncache/key_norm 50%", every=4) as applied:
+        generate(model, x, attention_mask=mask)
+    assert all(c.kept < 0.7 for c in applied.changes) and "forward" not in vars(model)
+    with (
+        pytest.raises(ValueError, match="write attention/rectified alike in all steps"),
+        fewer.apply(model, f"{QUEST} + rectified @ *.0.*\n{QUEST} + rectified(every=4) @ *.1.*"),
+    ):
         pass

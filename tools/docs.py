@@ -27,6 +27,7 @@ USE = {  # how a step says it, by what the method is
     "Corrector": "weights/magnitude 50% + {short}",
     "Slimmer": "{name} 50% @ mlp",
     "Mixer": "{name} 100%",
+    "Refresher": "attention/quest 2048 + {short}",
     "Form": "cache/snap_kv 25% + {short}",
     "Learnt": "{name}(file=masks.npz) 2:4",
 }

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore, Pattern
+from fewer.attention import ByScore, Pattern, Refresher
 from fewer.attention._act import allowed_slots, best_blocks, dense, merged, newest_block, pages_of, pick, sparse
 from fewer.attention._correct import corrected, weights_of
 from fewer.cache._act import received
@@ -21,6 +21,7 @@ from fewer.models.cache_layer import Asked, Engine
 from .meter import Meter, Metered
 from .mixing import mixed, noted, parted
 from .own import Own, learns
+from .refreshed import refreshed
 from .remembered import Remembered
 from .steps import Recipe, Step
 from .ways import Ways, ways_of
@@ -42,6 +43,7 @@ class Attending(Engine):
     chosen: tuple[Tensor, int] | None = (
         None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
     )
+    dense: bool = False  # for now, all is read
     _read: tuple[Tensor, bool] | None = None  # a mask of padding, and whether the newest token of each row is real
 
     def memory(self, module: nn.Module) -> Remembered:
@@ -95,7 +97,7 @@ class Attending(Engine):
         return self._many(ways, asked, asked.k, asked.v, at[:, None].expand(-1, asked.k.shape[1], -1), now)
 
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
-        a, s = asked, ways.prefill
+        a, s = asked, None if self.dense else ways.prefill
         if ways.mixer is not None:
             return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
         if s is not None and a.mask is None and a.causal and _alike(at):
@@ -125,7 +127,8 @@ class Attending(Engine):
 
     def _few(self, memory: Remembered, asked: Asked, now: Tensor) -> Tensor:
         a, store = asked, memory.store
-        if (s := memory.ways.decode) is not None and a.q.shape[2] == 1 and memory.saves:
+        s = None if self.dense else memory.ways.decode
+        if s is not None and a.q.shape[2] == 1 and memory.saves:
             size = s.method.block
             table = self._pages(memory, s, a.q)
             got = self._read_pages(
@@ -188,6 +191,14 @@ class Attending(Engine):
             return
         forget(store, memory.q, memory.now, memory.real, asked.scale, memory.ways.rope)
         memory.since, memory.digests = 0, None
+
+    @property
+    def refresher(self) -> Refresher | None:
+        """Who says when the latest tokens are read again by all there is; one for the whole model."""
+        some = list(dict.fromkeys(w.refresher for w in self.ways.values() if w.refresher))
+        if len(some) > 1:
+            raise ValueError(f"a model's tokens are read again all at once: write {some[0].name} alike in all steps")
+        return next(iter(some), None)
 
     @property
     def learns(self) -> bool:
@@ -253,5 +264,6 @@ def attending_to(
         raise ValueError(f"every={every}: tokens are forgotten after at least 1 new one")
     engine = Attending(ways_of(model, steps), every)
     watched = engine if meter is None else Metered(engine, meter)
-    with attended(model, watched), parted({m: w.parts for m, w in engine.ways.items() if len(w.parts)}):
+    parts = {m: w.parts for m, w in engine.ways.items() if len(w.parts)}
+    with attended(model, watched), parted(parts), refreshed(model, engine, engine.refresher):
         yield watched

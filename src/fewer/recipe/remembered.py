@@ -41,6 +41,10 @@ class Remembered(Memory):
         None  # the last that read all, and what it had read before
     )
     since_exact: int = 0  # steps
+    said: Tensor | None = (
+        None  # the tokens decoded since all was read again, and where they stand: at the first module, if somebody asks
+    )
+    stood: Tensor | None = None
     recording: bool = False  # what is done for this token is done alike for later ones
 
     def crop(self, tokens: int) -> None:
@@ -50,6 +54,8 @@ class Remembered(Memory):
         self.real = (self.real - tokens).clamp(min=0)
         if self.q is not None:
             self.q, self.now = self.q[:, :, : -tokens or None], self.now[:, : -tokens or None]
+        if self.said is not None:
+            self.said, self.stood = self.said[:, : -tokens or None], self.stood[:, : -tokens or None]
         self.store.crop(self.seen)
         self.heard = {m: k[:, :, : self.seen] for m, k in self.heard.items()}
         self.digests = self.clock = self.exact = None
@@ -61,6 +67,8 @@ class Remembered(Memory):
         self.heard = {m: k[rows] for m, k in self.heard.items()}
         if self.q is not None:
             self.q, self.now = self.q[rows], self.now[rows]
+        if self.said is not None:
+            self.said, self.stood = self.said[rows], self.stood[rows]
         self.digests = self.exact = None
 
     def take(self, asked: Asked) -> tuple[Tensor, Asked]:
@@ -142,7 +150,7 @@ class Remembered(Memory):
             return False
         if decode is not None and (not self.always_looks or decode.method.weighs or decode.correctors):
             return False
-        if forget is not None and forget.evictor.notes:
+        if self.ways.refresher is not None or (forget is not None and forget.evictor.notes):
             return False
         if forget is None:
             return True

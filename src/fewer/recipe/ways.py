@@ -1,11 +1,11 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from fewer.attention import Mixer, Pattern, Shape
+from fewer.attention import Mixer, Pattern, Refresher, Shape
 from fewer.cache import Corrector, Form, Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
@@ -27,6 +27,7 @@ class Ways:
     decode: Step | None = None
     forget: Forgetting | None = None
     form: Form | None = None
+    refresher: Refresher | None = None
     rope: Rope | None = None
     mixer: Step | None = None
     parts: nn.ParameterDict = field(default_factory=nn.ParameterDict)  # of the mixer
@@ -61,6 +62,7 @@ def ways_of(model: nn.Module, steps: Recipe) -> dict[nn.Module, Ways]:
             elif isinstance(s.method, Mixer):
                 mine[name]["mixer"] = s
             else:
+                s, mine[name]["refresher"] = _refreshed(s)
                 _check_pattern(s)
                 mine[name] |= dict.fromkeys(phases, s)
             if length := _length(s):
@@ -95,6 +97,14 @@ def _mixes(ways: dict, module: nn.Module, name: str, shape: Shape) -> nn.Paramet
     if getattr(module, "sinks", None) is not None and not mixer.sinks:
         raise ValueError(f"{name} has sinks, of which {mixer.name} knows nothing")
     return parts_of(s, module, name, shape)
+
+
+def _refreshed(s: Step) -> tuple[Step, Refresher | None]:
+    """The step without whoever says when all is read again; and who that is."""
+    some = [c for c in s.correctors if isinstance(c, Refresher)]
+    if len(some) > 1:
+        raise ValueError(f"{s.method.name}: one method says when tokens are read again, not {len(some)}; leave one")
+    return replace(s, correctors=tuple(c for c in s.correctors if c not in some)), next(iter(some), None)
 
 
 def _parted(s: Step) -> tuple[tuple[Corrector, ...], Form | None]:
