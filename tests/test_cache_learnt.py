@@ -154,3 +154,50 @@ def test_merging_of_values_by_a_loop():
         assert 3 < merged < (~keep[0, h]).sum()
         torch.testing.assert_close(after.v[0, h][keep[0, h]].double(), told[keep[0, h]], atol=1e-5, rtol=1e-5)
     assert after.k is past.k
+
+
+@pytest.mark.parametrize("chunk", [100, 7])
+def test_kv_zip_keeps_what_is_read_when_the_text_is_said_again(chunk):
+    """By plain runs of the model over the text, the asking tokens, and each part: the greatest attention of these."""
+    model, x = (
+        build("llama", layers=1, attention="eager"),
+        torch.randperm(90, generator=torch.Generator().manual_seed(0))[None, :20] + 3,
+    )
+    most = torch.zeros(4, 20)
+    for first in range(0, 20, chunk):
+        part = torch.cat([torch.tensor([[5, 7]]), x[:, max(0, first - 8) : first + chunk]], 1)
+        with torch.no_grad():
+            read = model(torch.cat([x, part], 1), output_attentions=True).attentions[0][0]
+        most = most.maximum(read[:, 20:, :20].amax(1))
+    told = most.view(2, 2, 20).amax(1)
+    told[:, :2] = 9.0  # sinks
+    with fewer.apply(model, f"cache/kv_zip(sinks=2, chunk={chunk}, prompt=(5, 7)) 6") as applied:
+        out = generate(model, x, max_new_tokens=1)
+    (m,) = applied.attending.made
+    assert out.shape == (1, 21) and m.seen == 20
+    for head in range(2):
+        assert m.store.read()[2][0, head].tolist() == sorted(told[head].topk(6).indices.tolist())
+
+
+def test_saying_it_again_leaves_the_answer_and_rows_alone():
+    model, rows = build("llama"), [ids(1, 30)[0], ids(seed=1)[0, :21]]
+    x, mask = padded(rows)
+    with fewer.apply(model, "cache/kv_zip(chunk=9, prompt=(4,)) 100%"):
+        ours = generate(model, x, attention_mask=mask)
+    assert torch.equal(ours, generate(model, x, attention_mask=mask))
+    with fewer.apply(model, "cache/kv_zip(chunk=90) 9", every=4):
+        both = generate(model, x, attention_mask=mask)[:, x.shape[1] :]
+        alone = generate(model, rows[0][None])[0, 30:]
+        assert torch.equal(both[0, : len(alone)], alone)
+
+
+def test_what_is_said_again_goes_with_a_meter():
+    from fewer.recipe.meter import Meter
+
+    model, x = build("llama"), ids(1, 30)
+    steps = "cache/kv_zip(chunk=16) 50%\nattention/quest(block=8) 16 + rectified(every=3) @ decode"
+    with fewer.apply(model, steps) as plain:
+        told = generate(model, x)
+    with fewer.apply(model, steps, meter=Meter(every=4)) as applied:
+        assert torch.equal(generate(model, x), told)
+    assert len(plain.changes) == len(applied.changes) == 2

@@ -61,7 +61,9 @@ class Forgetting:
         rope: Rope | None = None,
     ) -> None:
         """Bring the store to the budget; nothing happens where it is met already."""
-        beside = ["received"] * self.counts_received + ["noted"] * self.evictor.notes
+        beside = (
+            ["received"] * self.counts_received + ["noted"] * self.evictor.notes + ["again"] * ("again" in store.beside)
+        )
         k, v, at, *more = store.read(*beside)
         told = dict(zip(beside, more, strict=True))
         if self.counts_received:
@@ -90,6 +92,19 @@ class Forgetting:
             raise ValueError(f"{self.evictor.name} has learnt nothing: name its file, '{self.evictor.name}(file=...)'")
         if self.allocator is not None and not isinstance(self.evictor, ByScore):
             raise ValueError(f"{self.allocator.name} divides by scores, and {self.evictor.name} gives none")
+
+
+def greatest(
+    q: Float[Tensor, "batch heads new dim"], k: Cached, may: Tensor, scale: float, cap: float = 0.0, chunk: int = 128
+) -> Score:
+    """The greatest attention that each slot gets from any of these queries and heads of its group; `may` as in `received`."""
+    most = torch.zeros(k.shape[:3], device=k.device)
+    grouped, keys = q.unflatten(1, (k.shape[1], -1)).float(), k.float()[:, :, None]
+    for first in range(0, q.shape[2], chunk):
+        some = slice(first, first + chunk)
+        score = scores(grouped[:, :, :, some], keys, scale, cap).masked_fill(~may[:, :, None, some], -torch.inf)
+        most = torch.maximum(most, score.softmax(-1).nan_to_num(0.0).amax((2, 3)))
+    return most
 
 
 def received(

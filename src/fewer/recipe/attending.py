@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fewer.attention import ByScore, Pattern, Refresher
+from fewer.attention import ByScore, Pattern
 from fewer.attention._act import allowed_slots, best_blocks, dense, merged, newest_block, pages_of, pick, sparse
 from fewer.attention._correct import corrected, weights_of
-from fewer.cache._act import received
+from fewer.cache._act import greatest, received
 from fewer.cache._store import Store
 from fewer.core import Change
 from fewer.kernels import attend_pages
@@ -23,8 +23,9 @@ from .mixing import mixed, noted, parted
 from .own import Own, learns
 from .refreshed import refreshed
 from .remembered import Remembered
+from .reread import reread
 from .steps import Recipe, Step
-from .ways import Ways, ways_of
+from .ways import Ways, refresher_of, rereader_of, ways_of
 
 FEW = 16  # new tokens that are a step of decoding
 AXES = ("attention", "cache")
@@ -44,6 +45,8 @@ class Attending(Engine):
         None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
     )
     dense: bool = False  # for now, all is read
+    waits: list[tuple[Remembered, float]] | None = None  # who will forget later, and its scale
+    asks: bool = False  # for now, tokens are said again, and what they read is noted
     _read: tuple[Tensor, bool] | None = None  # a mask of padding, and whether the newest token of each row is real
 
     def memory(self, module: nn.Module) -> Remembered:
@@ -187,18 +190,42 @@ class Attending(Engine):
             told = store.read("received")[3] if "received" in store.beside else 0.0
             may = allowed_slots(at, now, asked.window, asked.mask, asked.causal)
             store.put("received", told + received(asked.q, k, may, asked.scale, asked.cap))
+        if self.asks:
+            if forget.evictor.chunk:
+                k, _, at = store.read()
+                may = allowed_slots(at, now, asked.window, asked.mask, asked.causal)
+                before = store.read("again")[3] if "again" in store.beside else 0.0
+                store.put("again", greatest(asked.q, k, may, asked.scale, asked.cap).maximum(torch.as_tensor(before)))
+            return
+        if self.waits is not None:
+            self.waits.append((memory, asked.scale))
+            return
         if new == 1 and memory.since < self.every:
             return
         forget(store, memory.q, memory.now, memory.real, asked.scale, memory.ways.rope)
         memory.since, memory.digests = 0, None
 
-    @property
-    def refresher(self) -> Refresher | None:
-        """Who says when the latest tokens are read again by all there is; one for the whole model."""
-        some = list(dict.fromkeys(w.refresher for w in self.ways.values() if w.refresher))
-        if len(some) > 1:
-            raise ValueError(f"a model's tokens are read again all at once: write {some[0].name} alike in all steps")
-        return next(iter(some), None)
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Nothing is forgotten before this is left."""
+        self.waits = []
+        try:
+            yield
+            for m, scale in self.waits:
+                m.ways.forget(m.store, m.q, m.now, m.real, scale, m.ways.rope)
+                m.since, m.digests = 0, None
+                m.store.settle()
+        finally:
+            self.waits = None
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """What the model says now, it says again: by all there is, and what it reads is noted."""
+        self.dense = self.asks = True
+        try:
+            yield
+        finally:
+            self.dense = self.asks = False
 
     @property
     def learns(self) -> bool:
@@ -265,5 +292,6 @@ def attending_to(
     engine = Attending(ways_of(model, steps), every)
     watched = engine if meter is None else Metered(engine, meter)
     parts = {m: w.parts for m, w in engine.ways.items() if len(w.parts)}
-    with attended(model, watched), parted(parts), refreshed(model, engine, engine.refresher):
-        yield watched
+    with attended(model, watched), parted(parts), refreshed(model, engine, refresher_of(engine.ways)):
+        with reread(model, engine, rereader_of(engine.ways), FEW):
+            yield watched

@@ -33,7 +33,7 @@ def refreshed(model: nn.Module, engine: "Attending", refresher: Refresher | None
         memories = [layer.memory for layer in cache.layers if isinstance(layer, Layer)] if cache is not None else []
         if isinstance(ids, Tensor) and memories and memories[0].seen:
             _before(plain, engine, refresher, memories, cache, kwargs)
-            _note(memories[0], ids, kwargs.get("position_ids"))
+            _note(getattr(memories[0], "inner", memories[0]), ids, kwargs.get("position_ids"))
         return plain(*args, **kwargs)
 
     model.forward = forward
@@ -64,7 +64,7 @@ def _before(
     kwargs: dict[str, Any],
 ) -> None:
     """What is due before the next token: take back the latest, and say them again densely."""
-    first = memories[0]
+    first = getattr(memories[0], "inner", memories[0])  # what a meter watches
     if first.said is None or not (n := refresher.due(first.said.shape[1])):
         return
     ids, positions = first.said[:, -n:], first.stood[:, -n:]

@@ -1,12 +1,13 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from fewer.attention import Mixer, Pattern, Refresher, Shape
-from fewer.cache import Corrector, Form, Rope
+from fewer.cache import Corrector, Evictor, Form, Rope
 from fewer.cache._act import Forgetting
 from fewer.cache._store import PAGE
 from fewer.models.attention import attentions, attentions_at, kinds, rotary
@@ -105,6 +106,25 @@ def _refreshed(s: Step) -> tuple[Step, Refresher | None]:
     if len(some) > 1:
         raise ValueError(f"{s.method.name}: one method says when tokens are read again, not {len(some)}; leave one")
     return replace(s, correctors=tuple(c for c in s.correctors if c not in some)), next(iter(some), None)
+
+
+def refresher_of(ways: Mapping[nn.Module, Ways]) -> Refresher | None:
+    """Who says when the latest tokens are read again by all there is; one for the whole model."""
+    some = list(dict.fromkeys(w.refresher for w in ways.values() if w.refresher))
+    if len(some) > 1:
+        raise ValueError(f"a model's tokens are read again all at once: write {some[0].name} alike in all steps")
+    return next(iter(some), None)
+
+
+def rereader_of(ways: Mapping[nn.Module, Ways]) -> Evictor | None:
+    """An evictor that has the model say a prompt again; one for the whole model."""
+    every = (w.forget.evictor for w in ways.values() if w.forget and w.forget.evictor.chunk)
+    some = list({(e.chunk, e.prompt): e for e in every}.values())
+    if len(some) > 1:
+        raise ValueError(
+            f"a model says a prompt again all at once: write chunk and prompt of {some[0].name} alike in all steps"
+        )
+    return next(iter(some), None)
 
 
 def _parted(s: Step) -> tuple[tuple[Corrector, ...], Form | None]:
