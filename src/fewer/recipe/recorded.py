@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers.cache_utils import Cache
 from fewer.models.cache_layer import Layer
 
 from .attending import Attending
+from .forwarded import forwarded
 from .remembered import Remembered
 
 SHAPES = 1024  # that torch may compile
@@ -146,17 +146,6 @@ def recorded(model: nn.Module, engine: Attending, compiled: bool = False, ahead:
         raise ValueError(
             f"record=True records CUDA graphs: the model must lie on one GPU, not on {sorted(map(str, devices))}"
         )
-    here, own = Recorded(model, engine, compiled, ahead), vars(model).get("forward")
-
-    @wraps(here.plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return here._forward(*args, **kwargs)
-
-    model.forward = forward
-    try:
+    here = Recorded(model, engine, compiled, ahead)
+    with forwarded(model, here._forward):
         yield here
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own

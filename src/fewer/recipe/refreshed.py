@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fewer.attention import Refresher
-from fewer.models.cache_layer import Layer
+from fewer.models.cache_layer import Layer, Memory
 
+from .forwarded import forwarded
 from .remembered import Remembered
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def refreshed(model: nn.Module, engine: "Attending", refresher: Refresher | None
         return
     plain = model.forward
 
-    @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -36,11 +35,8 @@ def refreshed(model: nn.Module, engine: "Attending", refresher: Refresher | None
             _note(getattr(memories[0], "inner", memories[0]), ids, kwargs.get("position_ids"))
         return plain(*args, **kwargs)
 
-    model.forward = forward
-    try:
+    with forwarded(model, forward):
         yield
-    finally:
-        del model.forward
 
 
 def _note(first: Remembered, ids: Tensor, positions: Tensor | None) -> None:
@@ -59,7 +55,7 @@ def _before(
     plain: Any,
     engine: "Attending",
     refresher: Refresher,
-    memories: list[Remembered],
+    memories: list[Memory],
     cache: Cache,
     kwargs: dict[str, Any],
 ) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fewer.cache import Evictor
-from fewer.models.cache_layer import Layer
+from fewer.models.cache_layer import Layer, Memory
 
-from .remembered import Remembered
+from .forwarded import forwarded
 
 if TYPE_CHECKING:
     from .attending import Attending
@@ -28,7 +27,6 @@ def reread(model: nn.Module, engine: "Attending", evictor: Evictor | None, few: 
         return
     plain = model.forward
 
-    @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids", args[0] if args else None)
         name = next((name for name, x in kwargs.items() if isinstance(x, Cache)), None)
@@ -41,18 +39,15 @@ def reread(model: nn.Module, engine: "Attending", evictor: Evictor | None, few: 
                 _again(plain, engine, evictor, memories, ids, name, kwargs)
         return out
 
-    model.forward = forward
-    try:
+    with forwarded(model, forward):
         yield
-    finally:
-        del model.forward
 
 
 def _again(
     plain: Any,
     engine: "Attending",
     evictor: Evictor,
-    memories: list[Remembered],
+    memories: list[Memory],
     ids: Tensor,
     name: str,
     kwargs: dict[str, Any],
