@@ -183,7 +183,8 @@ class Remembered(Memory):
         d = self.digests
         if d is not None:
             d.grow(self._blocks(d.pattern.block))
-            self.folds = d.pattern.fold(tuple(d.held), k.to(d.held[0].dtype), self.store.end)
+            kind = d.held[0].dtype if d.held[0].is_floating_point() else k.dtype  # codes are no kind of key
+            self.folds = d.pattern.fold(tuple(d.held), k.to(kind), self.store.end)
 
     def _digest(self, block: Tensor, dtype: torch.dtype) -> None:
         self.digests.put(block, self.store.block(block, self.digests.pattern.block).to(dtype))
