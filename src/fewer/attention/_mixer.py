@@ -126,6 +126,10 @@ class Mixer(Method):
         """What must be remembered of each token beside its key; `r` holds the new tokens alone, as queries and as keys."""
         return None
 
+    def penalty(self, r: Reading) -> Float[Tensor, ""] | None:
+        """What its parts learn from beside the task, if anything: a loss of one layer."""
+        return None
+
     @abstractmethod
     def mix(self, r: Reading, budget: Budget) -> Out:
         """What each query makes of it, differentiable; zero for one that may read nothing."""

@@ -106,7 +106,8 @@ def check_gradient(m):
     now = r.now.clone()
     now[0, :3] = -1
     out = m.mix(replace(r, now=now), some(m))
-    out.square().sum().backward()
+    also = m.penalty(r)
+    (out.square().sum() + (0.0 if also is None else also)).backward()
     for name, t in [*zip("qkv", leaves, strict=True), *parts.items()]:
         assert t.grad is not None and t.grad.isfinite().all(), f"the gradient of {name} is not finite"
         assert t.grad.any(), f"nothing is learnt of {name}"
