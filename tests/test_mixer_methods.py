@@ -12,6 +12,7 @@ from fewer.attention import Mixer, Reading, Shape, _mixer, choose
 from fewer.core import find, methods
 from fewer.core.budget import budget
 from fewer.core.spell import method_of
+from fewer.kernels import top_k
 from fewer.recipe.act import apply
 
 ALL = budget("100%")
@@ -216,6 +217,40 @@ def test_scatterbrain_errs_less_than_either_half():
             (x - true).square().mean() for x in (m.mix(r, few), m.mix(r, budget("1")), over(keep))
         )
         assert both < min(features, support), heat
+
+
+def test_an_estimator_learns_what_is_attended_to():
+    """By its penalty alone, on other texts: values that are one dimension a token show what is read."""
+    n, few, m = 16, budget("25%"), method_of("sea(width=16)", "attention")
+
+    def text(seed):
+        """Keys say a place in the text, queries look half way back."""
+        half = (torch.arange(n) // 2)[:, None] - torch.arange(n // 2)
+        k = torch.eye(n).expand(2, 1, n, n) + 0.1 * torch.randn(
+            2, 1, n, n, generator=torch.Generator().manual_seed(seed)
+        )
+        q = torch.nn.functional.pad(30.0 * (half.abs() < 2), (0, n // 2)).expand(2, 1, n, n)
+        return Reading.of(q, k, torch.eye(n).expand(2, 1, n, n), parts)
+
+    def held(r):
+        """The true attention's mass that is read, as a share of what the best choice would hold."""
+        true = r.scores()[:, :, 0].masked_fill(~r.may()[:, :, 0], -torch.inf).softmax(-1)
+        best = true * top_k(true, r.counts(few)[:, :, 0, :, 0].expand(true.shape[:-1]))
+        with torch.no_grad():
+            read = m.mix(replace(r, note=m.note(r)), few) > 0
+        return ((true * read).sum() / best.sum()).item()
+
+    parts = m.begin(Shape(1, 1, n, 1), torch.Generator().manual_seed(0))
+    parts["share_bias"].fill_(1e4)  # nothing of the mean
+    before = held(text(1))
+    optimizer = torch.optim.Adam([t.requires_grad_() for t in parts.values()], lr=0.04)
+    for step in range(25):
+        optimizer.zero_grad()
+        r = text(2 + step % 4)
+        m.penalty(replace(r, note=m.note(r))).backward()
+        optimizer.step()
+    after = held(text(1))
+    assert before < 0.5 and after > 0.7, (before, after)
 
 
 def test_active_tokens_read_active_tokens():

@@ -18,6 +18,7 @@ WHOLE = [
     "attention/shared_differential(rank=2) 100%",
     "attention/combiner(span=4) 100%",
     "attention/scatterbrain 25%",
+    "attention/sea(width=8) 25%",
     "attention/modular_activation 8",
 ]
 SOME = ["llama", "gemma2", "gpt_oss", "gpt2"]  # caps and windows, sinks, no rotation
@@ -96,6 +97,17 @@ def test_parts_are_parameters_that_learn_and_are_handed_back(tmp_path):
         fewer.apply(model, f"attention/adaptive_entmax(file={tmp_path}/no) 100%"),
     ):
         pass
+
+
+def test_what_parts_learn_beside_the_task_is_owed_by_each_layer():
+    model, x = build("llama"), ids(1, 12)
+    with fewer.apply(model, "attention/sea(width=8) 25%") as applied:
+        applied.attending.owed = []
+        model(x, use_cache=False)
+        assert len(applied.attending.owed) == 2
+        sum(applied.attending.owed).backward()
+        parts = dict(model.model.layers[0].self_attn.mixer.items())
+    assert parts["row"].grad.any() and all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ class Attending(Engine):
     made: list[Remembered] = field(default_factory=list)
     own: Own = field(default_factory=Own)
     last: tuple[Tensor, Tensor] | None = None  # output and logarithm of the denominator, where they were made
+    owed: list[Tensor] | None = (
+        None  # a list is given what parts learn from beside the task, layer by layer, run by run
+    )
     chosen: tuple[Tensor, int] | None = (
         None  # the blocks that the last that looked, a layer or a step ago, chose; of how many slots
     )
@@ -102,7 +105,7 @@ class Attending(Engine):
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
         a, s = asked, None if self.dense else ways.prefill
         if ways.mixer is not None:
-            return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real))
+            return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real), self.owed)
         if s is not None and a.mask is None and a.causal and _alike(at):
             own, sight = self.own.of(ways.name, s.method), self.own.sight(ways.name, s.method, at)
             got = sparse(own, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap, sight)

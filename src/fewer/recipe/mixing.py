@@ -85,8 +85,12 @@ def mixed(
     stored: tuple[Tensor, Tensor, Tensor],
     now: Tensor,
     before: Tensor | None,
+    owed: list[Tensor] | None = None,
 ) -> Tensor:
-    """What the mixer makes of what is stored; places are counted from each row's first token, `before` which there is padding."""
+    """What the mixer makes of what is stored; places are counted from each row's first token, `before` which there is padding.
+
+    A list of what is owed is given the mixer's penalty.
+    """
     mixer, (k, v, at), dim = s.method, stored, asked.q.shape[-1]
     assert isinstance(mixer, Mixer)
     if before is not None and asked.mask is None:
@@ -97,4 +101,6 @@ def mixed(
         asked.q, k[..., :dim], v, at, now, asked.scale, asked.window, asked.cap, asked.mask, asked.causal, asked.sinks,
         dict(parts.items()), asked.x, note, asked.turn, number,
     )  # fmt: skip
+    if owed is not None and (penalty := mixer.penalty(r)) is not None:
+        owed.append(penalty)
     return mixer.mix(r, s.budget)
