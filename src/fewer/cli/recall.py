@@ -26,6 +26,12 @@ def recall(
     count: Annotated[int, typer.Option(min=1, help="Texts; each is asked several times.")] = 12,
     turns: Annotated[int, typer.Option(min=1, max=8, help="Questions about each text, one after the other.")] = 3,
     every: Annotated[int, typer.Option(min=1, help="While decoding, forget every so many tokens.")] = 64,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Ask the first --count rows of a file of RULER, SCBench or LongBench: .jsonl, .json or .parquet."
+        ),
+    ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
     json: Json = False,
 ) -> None:
@@ -43,7 +49,7 @@ def recall(
     def found(p: "Point") -> None:
         lines([p.as_dict()]) if json else note(p.error or f"{p.step or 'dense'}, {p.seconds:.0f} s")
 
-    asked = Questions(tokens, count, turns, every)
+    asked = Questions(tokens, count, turns, every, file=data)
     chosen = _split(methods) if methods else None
     points = frontier(model, _split(axes), _split(budgets), chosen, jobs=jobs, found=found, questions=asked)
     rows = []
@@ -53,7 +59,7 @@ def recall(
                          f"{p.read:.1%}", f"{p.remembered:.1%}", f"{p.held:.2f}"])  # fmt: skip
     if json:
         return
-    names = [f"turn {t + 1}" for t in range(turns)]
+    names = [f"turn {t + 1}" for t in range(max((len(p.turns) for p in points), default=0))]
     rows.sort(key=lambda r: r[1], reverse=True)
     table(["step", "right", *names, "read", "remembered", "bytes, of dense"], rows)
     for text in dict.fromkeys(text for p in points for text in p.notes):

@@ -24,13 +24,34 @@ class Turn(NamedTuple):
     prompt: str
     answer: str
 
+    def right(self, said: str) -> bool:
+        """Whether that is the answer; blanks around it do not count."""
+        return said.strip() == self.answer.strip()
+
+
+class Open(NamedTuple):
+    """What is said, and what an answer of `room` tokens must hold: one string of each of the parts, in upper or lower case."""
+
+    prompt: str
+    answer: str
+    parts: tuple[tuple[str, ...], ...]
+    room: int
+
+    def right(self, said: str) -> bool:
+        """Whether that is an answer.
+
+        >>> Open("?", "7, 8", (("7",), ("8", "eight")), 9).right("It is Eight and 7.")
+        True
+        """
+        return all(any(x.lower() in said.lower() for x in part) for part in self.parts)
+
 
 class Task(NamedTuple):
     """A conversation: the first turn holds the context and a question, each further turn a question about the same
     context.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn | Open, ...]
 
     @property
     def prompt(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fewer.data import Task
+from fewer.data import Open, Task
 from fewer.data.windows import encode, opener_of
 
 from .estimate import Estimate, share
@@ -42,7 +42,7 @@ def answers(
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     spoken = [_ids(tokenizer, task) for task in tasks]
     for i, parts in enumerate(spoken):
-        alike[tuple(len(part) for part in parts)].append(i)
+        alike[tuple(map(len, parts))].append(i)
     groups = [g[at : at + batch] for g in alike.values() for at in range(0, len(g), batch)]
     right: list[list[bool]] = [[] for _ in tasks]
     done = 0
@@ -50,7 +50,7 @@ def answers(
         said = _converse(model, [spoken[i] for i in group])
         for i, mine in zip(group, said, strict=True):
             texts = [tokenizer.decode(ids).strip() for ids in mine]
-            right[i] = [text == turn.answer.strip() for text, turn in zip(texts, tasks[i].turns, strict=True)]
+            right[i] = [turn.right(text) for text, turn in zip(texts, tasks[i].turns, strict=True)]
         done += len(group)
         if progress:
             progress(done, len(tasks))
@@ -58,8 +58,11 @@ def answers(
 
 
 def _ids(tokenizer: Any, task: Task) -> list[list[int]]:
-    """The ids of prompt, answer, prompt, answer ..."""
-    parts = [encode(tokenizer, text) for turn in task.turns for text in turn]
+    """The ids of prompt, answer, prompt, answer ...; of an answer that has a room, as many zeros."""
+    parts = []
+    for turn in task.turns:
+        answer = [0] * turn.room if isinstance(turn, Open) else encode(tokenizer, turn.answer)
+        parts += [encode(tokenizer, turn.prompt), answer]
     return [opener_of(tokenizer) + parts[0], *parts[1:]]
 
 

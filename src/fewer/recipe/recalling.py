@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewer.core import Budget, find, methods
-from fewer.data import Task, tasks
+from fewer.data import Task, benchmark, tasks
 from fewer.data.windows import encode
 from fewer.measure import Estimate
 from fewer.measure.answers import answers
@@ -56,11 +56,16 @@ class Questions:
     turns: int = 3
     every: int = 64
     seed: int = 0
+    file: str = ""  # of a benchmark, whose first `count` rows are asked instead
 
     def tasks(self, tokenizer: Any) -> list[Task]:
+        if self.file:
+            return benchmark(self.file, self.count)
         return questions(tokenizer, self.tokens, self.count, self.turns, self.seed)
 
     def __str__(self) -> str:
+        if self.file:
+            return f"the first {self.count} rows of {self.file}"
         return f"facts hidden in code: {self.count} texts of {self.tokens} tokens, {self.turns} questions about each, in one cache"
 
 
@@ -119,13 +124,18 @@ def recall(
         changes = applied.changes if applied else []
         before, after = sum(c.bytes_before for c in changes), sum(c.bytes_after for c in changes)
         kept = sum(c.kept for c in changes) / len(changes) if changes else 1.0
-        turns = tuple(sum(r[t] for r in right) / len(right) for t in range(len(right[0])))
+        turns = tuple(sum(some) / len(some) for some in _by_turn(right))
         estimate = share(sum(map(sum, right)), sum(map(len, right)))
         stored, told = after / before if before else 1.0, "\n".join(map(str, mine.steps)) if mine else "dense"
         length = sum(len(encode(tokenizer, "".join(t.prompt + t.answer for t in a.turns))) for a in asked) / len(asked)
         budgeted = _read(mine.steps, length) if mine else 1.0
         notes, took = mine.notes if mine else (), time.perf_counter() - begin
         yield Recalled(told, estimate, turns, budgeted, kept, stored, took, notes)
+
+
+def _by_turn(right: Sequence[Sequence[bool]]) -> list[list[bool]]:
+    """Of each turn, the answers of all texts that have so many."""
+    return [[r[t] for r in right if t < len(r)] for t in range(max(map(len, right)))]
 
 
 def _read(steps: Recipe, tokens: float) -> float:

@@ -98,7 +98,9 @@ def _reaching(model: nn.Module, s: Step, data: Tensor | None) -> tuple[list[Step
     for n, names in sorted(found.items()):
         where = s.where if len(found) == 1 else ", ".join(names + phases)
         steps.append(replace(s, budget=Budget(Fraction(n, PARTS)), where=where))
-    said = ", ".join(f"{step.budget} at {len(found[n])} modules" for n, step in zip(sorted(found), steps, strict=True))
+    said = ", ".join(
+        f"{step.budget} at {len(found[n])} of {len(ways)} modules" for n, step in zip(sorted(found), steps, strict=True)
+    )
     return steps, [f"{s.method.name} {target}: {said}"]
 
 
