@@ -376,3 +376,16 @@ def test_nan_is_refused_by_the_name_of_the_method():
     with pytest.raises(ValueError, match="attention/bi_level: a score is NaN"):
         method_of("bi_level", "attention").attend(q, k, budget("50%"))
     assert isinstance(method_of("bi_level", "attention"), Pattern) and in_blocks(k, 64).shape == (1, 2, 1, 64, 8)
+
+
+def test_parts_of_a_star_read_themselves_and_the_first():
+    """Of 8 blocks in parts of 3: with a budget of both parts, what each block reads, by a loop."""
+    from fewer.attention.star import Star
+
+    q, k = draw(1, 2, 64, 8), draw(1, 1, 64, 8, seed=1)
+    keep = Star(part=24, rows=8, block=8).attend(q, k, budget("48"))[0, 0]
+    for row in range(8):
+        told = {j for j in range(row + 1) if j // 3 == row // 3 or j < 3}
+        more = min(6, row + 1) - len(told)  # the budget is met: the nearest of the others
+        told |= set(sorted(set(range(row)) - told)[len(set(range(row)) - told) - more :]) if more else set()
+        assert set(keep[row].nonzero()[:, 0].tolist()) == told
