@@ -87,6 +87,17 @@ def test_each_head_has_its_alpha_and_sinks_take_part():
     assert torch.allclose(m.mix(r, ALL), each(r, weights), atol=1e-7)
 
 
+def test_the_kernel_of_entmax_says_what_rows_say():
+    """Where it is used (on a GPU), and what it gives; here it is its reference."""
+    from fewer.attention._by_kernel import by_kernel, fits
+
+    m = method_of("adaptive_entmax", "attention")
+    r = some(m, window=6, cap=2.0)
+    assert torch.allclose(by_kernel(r, 1 + r.parts["alpha"].sigmoid()), m.mix(r, ALL), atol=1e-9) and not fits(r)
+    for text, alpha in (("entmax", 1.5), ("sparsemax", 2.0)):
+        assert torch.allclose(by_kernel(r, alpha), method_of(text, "attention").mix(r, ALL), atol=1e-9)
+
+
 def test_rectified_attention_is_its_formula_and_silent_where_no_key_is_above_zero():
     r = some(m := method_of("rela", "attention"))
     r.q[:, :, 4] = 0

@@ -3,10 +3,12 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from fewer.attention import ByRow, May, Parts, RowScore, Shape
-from fewer.core import Paper, method
+from fewer.attention import ByRow, May, Out, Parts, Reading, RowScore, Shape
+from fewer.attention._by_kernel import by_kernel, fits
+from fewer.core import Budget, Paper, method
 from fewer.select import entmax
 
 LEAST = 1e-3  # above 1: what float32 still tells from softmax
@@ -36,5 +38,11 @@ class AdaptiveEntmax(ByRow):
         return {"alpha": torch.full((shape.heads,), math.log((self.alpha - 1) / (2 - self.alpha)))}
 
     def weigh(self, score: RowScore, may: May, parts: Parts) -> RowScore:
-        alpha = 1 + parts["alpha"].to(score.dtype).sigmoid().clamp(min=LEAST)
-        return entmax(score, alpha.view(*score.shape[-4:-2], 1, 1))
+        return entmax(score, self._alpha(parts).view(*score.shape[-4:-2], 1, 1))
+
+    def mix(self, r: Reading, budget: Budget) -> Out:
+        return by_kernel(r, self._alpha(r.parts)) if fits(r) else super().mix(r, budget)
+
+    def _alpha(self, parts: Parts) -> Float[Tensor, " heads"]:
+        a = parts["alpha"]
+        return 1 + a.to(torch.promote_types(a.dtype, torch.float32)).sigmoid().clamp(min=LEAST)

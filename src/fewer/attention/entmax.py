@@ -1,7 +1,8 @@
 """1.5-entmax and its neighbours in place of softmax."""
 
-from fewer.attention import ByRow, May, Parts, RowScore
-from fewer.core import Paper, method
+from fewer.attention import ByRow, May, Out, Parts, Reading, RowScore
+from fewer.attention._by_kernel import by_kernel, fits
+from fewer.core import Budget, Paper, method
 from fewer.select import entmax, entmax15
 
 
@@ -20,3 +21,6 @@ class Entmax(ByRow):
 
     def weigh(self, score: RowScore, may: May, parts: Parts) -> RowScore:
         return entmax15(score) if self.alpha == 1.5 else entmax(score, self.alpha)
+
+    def mix(self, r: Reading, budget: Budget) -> Out:
+        return by_kernel(r, self.alpha) if fits(r) else super().mix(r, budget)

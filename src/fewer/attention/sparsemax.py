@@ -1,7 +1,8 @@
 """Sparsemax in place of softmax."""
 
-from fewer.attention import ByRow, May, Parts, RowScore
-from fewer.core import Paper, method
+from fewer.attention import ByRow, May, Out, Parts, Reading, RowScore
+from fewer.attention._by_kernel import by_kernel, fits
+from fewer.core import Budget, Paper, method
 from fewer.select import sparsemax
 
 TITLE = "From Softmax to Sparsemax: A Sparse Model of Attention and Multi-Label Classification"
@@ -20,3 +21,6 @@ class Sparsemax(ByRow):
 
     def weigh(self, score: RowScore, may: May, parts: Parts) -> RowScore:
         return sparsemax(score)
+
+    def mix(self, r: Reading, budget: Budget) -> Out:
+        return by_kernel(r, 2.0) if fits(r) else super().mix(r, budget)
