@@ -1,6 +1,7 @@
 """Patterns that learn of a layer, and those that a model learns with."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import build
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import fewer
-from fewer.attention import Held
+from fewer.attention import Held, Reading
 from fewer.attention._act import sparse
 from fewer.attention.seer import Seer
 from fewer.core.budget import budget
@@ -127,3 +128,78 @@ def test_a_gate_of_another_width_is_refused():
     m = Seer(parts=Held({"for_queries": draw(2, 4, 8), "for_keys": draw(2, 4, 8)}))
     with pytest.raises(ValueError, match="does not read blocks"):
         m.attend(draw(1, 2, 64, 8), draw(1, 2, 64, 8), budget("50%"))
+
+
+def test_centres_are_those_of_spherical_k_means_and_move_slowly():
+    """In loops; a cluster of its own is found; keys deepest in the query's cluster come first."""
+    q, k = draw(1, 4, 20, 6), draw(1, 2, 20, 6, seed=1)
+    m = method_of("attention/routing(clusters=3, turns=4, decay=0.9)").fit(q, k)
+    for h in range(2):
+        rows = []
+        for t in range(20):
+            rows += [x.double() / x.double().norm() for x in (k[0, h, t], q[0, 2 * h, t], q[0, 2 * h + 1, t])]
+        mu = [rows[int((i + 0.5) / 3 * 60)] for i in range(3)]
+
+        def turn(mu, decay, rows=rows):
+            mine = [max(range(3), key=lambda c: float(x @ mu[c])) for x in rows]
+            new = []
+            for c in range(3):
+                some = [x for x, at in zip(rows, mine, strict=True) if at == c]
+                new.append(decay * mu[c] + (1 - decay) * torch.stack(some).mean(0) if some else mu[c])
+            return [x / x.norm() for x in new]
+
+        for _ in range(4):
+            mu = turn(mu, 0.0)
+        assert torch.allclose(torch.tensor(m.centres[h]).double(), torch.stack(mu), atol=1e-6)
+        assert torch.allclose(torch.tensor(m.moved(q, k).centres[h]).double(), torch.stack(turn(mu, 0.9)), atol=1e-6)
+        score = m.score(q, m.digest(k))
+        for t in (0, 7, 19):
+            for head in (2 * h, 2 * h + 1):
+                centre = max(mu, key=lambda c: float(c @ q[0, head, t].double()))
+                true = k[0, h].double() @ centre / k[0, h].double().norm(dim=-1)
+                assert torch.allclose(score[0, head, t].double(), true, atol=1e-5)
+
+
+def test_training_reads_a_random_part_that_is_near_and_inference_everything():
+    model, x = build("llama"), words(1, 40)
+    with fewer.apply(model, "attention/pathways(rows=4, block=4) 12") as applied:
+        assert all(w.train and not w.prefill and not w.decode for w in applied.attending.ways.values())
+        with torch.no_grad():
+            assert torch.allclose(model(x, use_cache=False).logits, model(x).logits, atol=1e-4)
+            model.train()
+            first, second = (model(x, use_cache=False).logits for _ in range(2))
+            model.eval()
+        assert not torch.allclose(first, second, atol=1e-3), "each step draws anew"
+    with fewer.apply(model, "attention/pathways(rows=4, block=4) 12"), torch.no_grad():
+        model.train()
+        assert torch.equal(model(x, use_cache=False).logits, first), "the same steps, the same draws"
+        model.eval()
+    m, n = method_of("attention/pathways(rows=1, block=1, reach=4.0)"), 33
+    counts = (
+        sum(m.anew(i).attend(draw(1, 1, n, 4), draw(1, 1, n, 4), budget("9"))[0, 0, -1].double() for i in range(400))
+        / 400
+    )
+    near, far = counts[24:32].mean(), counts[:8].mean()
+    assert near > 1.5 * far and far > 0.05 and counts[-1] == 1
+
+
+def test_sparse_k_mixes_as_its_formula_by_projection():
+    """m by bisection, one query at a time; the full budget is dense."""
+    m, n, k = method_of("attention/sparse_k"), 13, 4
+    q, keys, v, x = (draw(1, h, n, 8, seed=s, dtype=torch.float64) for h, s in ((4, 0), (2, 1), (2, 2), (1, 3)))
+    parts = {"w": 2 * draw(2, 8, seed=4, dtype=torch.float64)}
+    r = replace(Reading.of(q, keys, v, parts), x=x[:, 0])
+    r = replace(r, note=m.note(r))
+    out = m.mix(r, budget(str(k)))
+    for h in range(4):
+        for t in range(n):
+            u = x[0, 0, : t + 1] @ parts["w"][h // 2]
+            low, high = u.min() - 2, u.max()
+            for _ in range(80):
+                middle = (low + high) / 2
+                low, high = (middle, high) if (u - middle).clamp(0, 1).sum() > k else (low, middle)
+            gate = (u - high).clamp(0, 1) if t + 1 > k else torch.ones(t + 1, dtype=torch.float64)
+            score = (keys[0, h // 2, : t + 1] @ q[0, h, t] / math.sqrt(8) * gate).masked_fill(gate < 1e-9, -torch.inf)
+            assert torch.allclose(out[0, h, t], (score.softmax(0) * gate) @ v[0, h // 2, : t + 1], atol=1e-6)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, keys, v, is_causal=True, enable_gqa=True)
+    assert torch.allclose(m.mix(r, budget("100%")), dense)

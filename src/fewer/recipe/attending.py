@@ -40,6 +40,7 @@ class Attending(Engine):
     every: int = 64
     made: list[Remembered] = field(default_factory=list)
     own: Own = field(default_factory=Own)
+    training: bool = False  # the module that attends
     last: tuple[Tensor, Tensor] | None = None  # output and logarithm of the denominator, where they were made
     owed: list[Tensor] | None = (
         None  # a list is given what parts learn from beside the task, layer by layer, run by run
@@ -58,7 +59,7 @@ class Attending(Engine):
         return self.made[-1]
 
     def attend(self, module: nn.Module, asked: Asked, memory: Remembered | None) -> Tensor:
-        ways, new = self.ways[module], asked.q.shape[2]
+        ways, new, self.training = self.ways[module], asked.q.shape[2], module.training
         if memory is None or memory.seen == 0:
             self.own.hear(ways.name, ways.patterns, asked)
         self.own.listen(ways.name, ways.patterns, asked, memory)
@@ -103,11 +104,12 @@ class Attending(Engine):
         return self._many(ways, asked, asked.k, asked.v, at[:, None].expand(-1, asked.k.shape[1], -1), now)
 
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
-        a, s = asked, None if self.dense else ways.prefill
+        s = ways.train if ways.train and self.training else ways.prefill
+        a, s = asked, None if self.dense else s
         if ways.mixer is not None:
             return mixed(ways.mixer, a, ways.parts, ways.number, (k, v, at), now, _before(a.real), self.owed)
         if s is not None and a.mask is None and a.causal and _alike(at):
-            own, sight = self.own.of(ways.name, s.method), self.own.sight(ways.name, s.method, at)
+            own, sight = self.own.next(ways.name, s.method), self.own.sight(ways.name, s.method, at)
             got = sparse(own, s.budget, a.q, k, v, at, now, a.scale, a.window, a.cap, sight)
             return self.told(got, a, self._corrected(s, got, a, k, v, at, now))
         plain = not (a.cap or a.window) and a.sinks is None and a.mask is None

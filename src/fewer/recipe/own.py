@@ -25,6 +25,7 @@ class Own:
     """The pattern of each module with what it has learnt there: of a step's method, and a module's name."""
 
     made: dict[tuple[str, Pattern], Pattern] = field(default_factory=dict)
+    times: dict[tuple[str, Pattern], int] = field(default_factory=dict)
     seen: dict[tuple[str, Pattern], Sight] = field(default_factory=dict)  # of those that hear, as a module last asked
 
     def of(self, module: str, m: Pattern) -> Pattern:
@@ -32,6 +33,14 @@ class Own:
         if (found := self.made.get((module, m))) is None:
             found = self.made[module, m] = m.at(module)
         return found
+
+    def next(self, module: str, m: Pattern) -> Pattern:
+        """The same for many queries at once: one that draws, draws anew each time."""
+        own = self.of(module, m)
+        if type(own).anew is Pattern.anew:
+            return own
+        self.times[module, m] = self.times.get((module, m), -1) + 1
+        return own.anew(self.times[module, m])
 
     def hear(self, module: str, some: Iterable[Pattern], asked: Asked) -> None:
         """Those that have not learnt yet, learn from what is asked; tokens before or of which nothing is known, do not count."""

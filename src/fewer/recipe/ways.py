@@ -16,6 +16,7 @@ from .mixing import parts_of, shape_of
 from .steps import Recipe, Step, kind
 
 PHASES = ("prefill", "decode")
+TRAIN = "train"  # prefill of a model in training; its own phase where a step says so
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Ways:
     number: int  # of the module among those of the model
     prefill: Step | None = None
     decode: Step | None = None
+    train: Step | None = None
     forget: Forgetting | None = None
     form: Form | None = None
     refresher: Refresher | None = None
@@ -37,7 +39,7 @@ class Ways:
     @property
     def patterns(self) -> list[Pattern]:
         """Those of its phases, each once."""
-        return list(dict.fromkeys(s.method for s in (self.prefill, self.decode) if s))
+        return list(dict.fromkeys(s.method for s in (self.prefill, self.decode, self.train) if s))
 
     @property
     def page(self) -> int:
@@ -91,7 +93,7 @@ def _mixes(ways: dict, module: nn.Module, name: str, shape: Shape) -> nn.Paramet
         raise ValueError(
             f"{mixer.name} is the module's attention in all phases, undivided: write '{mixer.name} {budget}'"
         )
-    if other := ways.get("prefill") or ways.get("decode"):
+    if other := ways.get("prefill") or ways.get("decode") or ways.get(TRAIN):
         raise ValueError(f"{name}: {mixer.name} says what is read, and {other.method.name} too: write one of them")
     if "forget" in ways and type(mixer).note is not Mixer.note:
         raise ValueError(f"{name}: {mixer.name} remembers more of a token than its key; no step of cache goes with it")
@@ -148,7 +150,7 @@ def _project(module: nn.Module) -> Tensor | None:
 def _places(s: Step) -> tuple[str, list[str]]:
     """Which modules, and in which phases."""
     words = [w.strip() for w in s.where.split(",")]
-    phases = [w for w in words if w in PHASES] or list(getattr(s.method, "phases", PHASES))
+    phases = [w for w in words if w in (*PHASES, TRAIN)] or list(getattr(s.method, "phases", PHASES))
     return ",".join(w for w in words if w not in PHASES and not _BEYOND.fullmatch(w)) or "*", phases
 
 

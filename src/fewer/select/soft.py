@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from fewer.kernels._entmax import Entmax, wide
@@ -53,20 +53,20 @@ def entmax(z: Float[Tensor, "*rows n"], alpha: float | int | Float[Tensor, "..."
     return Entmax.apply(z, power)
 
 
-def sparse_k(z: Float[Tensor, "*rows n"], k: float | int) -> Float[Tensor, "*rows n"]:
+def sparse_k(z: Float[Tensor, "*rows n"], k: "float | int | Shaped[Tensor, '*_rows 1']") -> Float[Tensor, "*rows n"]:
     """The point of {0 <= p <= 1, sum p = k} nearest to `z`: p = clip(z - tau, 0, 1), a top-k with a slope.
 
     The SparseK operator of Lou et al. 2024 (2406.16747); tau is exact, from the sorted breakpoints `z`, `z - 1`,
-    where the sum of p bends. Jacobian: sparsemax's on the entries strictly between 0 and 1; if there are none, zero.
+    where the sum of p bends. `k` is a number, or one of each row. Jacobian: sparsemax's on the entries strictly between 0 and 1; if there are none, zero.
 
     ValueError: a `k` outside (0, n].
 
     >>> sparse_k(torch.tensor([2.0, 1.0, 0.5, -1.0]), 2)
     tensor([1.0000, 0.7500, 0.2500, 0.0000])
     """
-    if not 0 < k <= z.shape[-1]:
+    if not bool(((torch.as_tensor(k) > 0) & (torch.as_tensor(k) <= z.shape[-1])).all()):
         raise ValueError(f"k is how many of {z.shape[-1]} stay: above 0 and at most {z.shape[-1]}, not {k}")
-    return _SparseK.apply(z, float(k))
+    return _SparseK.apply(z, k if isinstance(k, Tensor) else float(k))
 
 
 def _support_vjp(grad: Tensor, support: Tensor) -> Tensor:
@@ -119,9 +119,13 @@ class _Entmax15(torch.autograd.Function):
 
 class _SparseK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, k: float | int) -> Tensor:
+    def forward(ctx: Any, z: Tensor, k: float | int | Tensor) -> Tensor:
         x = wide(z)
-        x = x - x.kthvalue(x.shape[-1] - math.ceil(k) + 1, keepdim=True).values
+        if isinstance(k, Tensor):
+            last = x.sort(descending=True).values.gather(-1, (k.ceil().long() - 1).expand(*x.shape[:-1], 1))
+        else:
+            last = x.kthvalue(x.shape[-1] - math.ceil(k) + 1, keepdim=True).values
+        x = x - last
         x = x.clamp(-1, 1)  # tau lies in [-1, 0), so what is further away is 0 or 1 for certain, however far
         bend, order = torch.cat([x - 1, x], -1).sort()  # tau rises: at z_i - 1 it leaves 1, at z_i it is 0
         active = torch.where(order < x.shape[-1], 1, -1).cumsum(-1)
