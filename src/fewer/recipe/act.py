@@ -97,7 +97,8 @@ def apply(
             applied = replace(
                 keep(model, todo, data, progress, device, loss), steps=read, attending=engine, notes=found.notes
             )
-        if engine and engine.learns and data is not None:
+        inner = getattr(engine, "inner", engine)  # of one that is watched
+        if inner and data is not None and inner.own.learns(inner.ways.values()):
             shown(model, data)
         yield applied
         if engine:

@@ -20,7 +20,7 @@ from fewer.models.cache_layer import Asked, Engine
 
 from .meter import Meter, Metered
 from .mixing import mixed, noted, parted
-from .own import Own, learns
+from .own import Own
 from .refreshed import refreshed
 from .remembered import Remembered
 from .reread import reread
@@ -231,11 +231,6 @@ class Attending(Engine):
             yield
         finally:
             self.dense = self.asks = False
-
-    @property
-    def learns(self) -> bool:
-        """Whether a pattern would learn from text, and has not."""
-        return any(learns(self.own.of(w.name, m)) for w in self.ways.values() for m in w.patterns)
 
     def told(self, read: tuple[Tensor, Tensor], asked: Asked, corrected: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """What is said; a meter looks at the answer before sinks take their part, and at what was read for it."""

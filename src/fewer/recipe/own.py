@@ -13,6 +13,7 @@ from fewer.models.cache_layer import Asked
 
 if TYPE_CHECKING:
     from .remembered import Remembered
+    from .ways import Ways
 
 FEW, ENOUGH = 16, 8192  # tokens that one learns from, at least and at most
 
@@ -33,6 +34,10 @@ class Own:
         if (found := self.made.get((module, m))) is None:
             found = self.made[module, m] = m.at(module)
         return found
+
+    def learns(self, ways: Iterable["Ways"]) -> bool:
+        """Whether a pattern of these would learn from text, and has not."""
+        return any(learns(self.of(w.name, m)) for w in ways for m in w.patterns)
 
     def next(self, module: str, m: Pattern) -> Pattern:
         """The same for many queries at once: one that draws, draws anew each time."""
