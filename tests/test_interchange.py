@@ -45,6 +45,7 @@ STREAM, SLASH, BLOCKS = ["stream_llm", 5, 11, 0.9], ["vertical_and_slash", 8, 24
 MINIMAX = {"use_sparse_attention": True, "sparse_topk_blocks": 16, "sparse_block_size": 128, "sparse_init_block": 0}
 MINIMAX |= {"sparse_num_index_heads": 4, "sparse_local_block": 1, "sparse_attention_freq": [0, 1]}
 READ = [
+    ({"dms_window_size": 256, "dms_cr": 8, "dms_tau": 0.1}, "DMS", ["cache/dms(recent=256) 12.5%"]),
     (
         [{"0": STREAM, "1": STREAM}, {"0": SLASH, "1": SLASH}],
         "MInference",

@@ -44,7 +44,7 @@ class Live:
             self.bar.update(self.task, completed=done, total=total, description="points")
         elif not self.quiet:
             row = self.rows[-1]
-            said = row["error"] or f"perplexity {row['perplexity']:.4g}, KL {row['kl']:.4g}"
+            said = row["error"] or _measured(row)
             note(f"[{done}/{total}] {label}: {said}{self.pace.left}")
 
     def __rich__(self) -> Any:
@@ -56,3 +56,9 @@ class Live:
         room = max(3, self.bar.console.height - 6)
         parts: list[Any] = [show(self.rows[-room:])] if self.rows else []
         return Group(*parts, Text(), self.bar)
+
+
+def _measured(row: dict[str, Any]) -> str:
+    if row["accuracy"] is not None:
+        return f"{row['accuracy']:.2f} right of {row['questions']}"
+    return f"perplexity {row['perplexity']:.4g}, KL {row['kl']:.4g}"

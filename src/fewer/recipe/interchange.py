@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from fewer.cache.dms import Dms
 from fewer.cache.duo import HEADS, Duo
 from fewer.core import Budget
 from fewer.core.spell import spell
@@ -208,7 +209,10 @@ def _minimax(found: Keys, place: str) -> Found:
 
 def _seer(found: Keys, place: str) -> Found:
     how = found.get("seerattn_sparsity_method", "threshold")
-    block = _size(found, "seerattn_gate_block_size", 64, place)
+    block, gate = (
+        _size(found, "seerattn_gate_block_size", 64, place),
+        _size(found, "seerattn_gate_hidden_size", 128, place),
+    )
     if how == "nz_ratio":
         amount = str(Budget(_share(found, "seerattn_nz_ratio", place)))
     elif how == "token_budget":
@@ -219,9 +223,9 @@ def _seer(found: Keys, place: str) -> Found:
             "is no budget; set it to 'nz_ratio' or 'token_budget'"
         )
     notes = (
-        "its gates read queries and keys before they are rotated, ours after: they are not taken, means stand for them",
+        "its gates read queries and keys before they are rotated, ours after: they are not taken, and `fewer train` learns ours",
     )
-    return Found("SeerAttention", (step(f"attention/seer(rows={block}, block={block}) {amount}"),), notes)
+    return Found("SeerAttention", (step(f"attention/seer(gate={gate}, rows={block}, block={block}) {amount}"),), notes)
 
 
 def _dms(found: Keys, place: str) -> Found:
@@ -230,9 +234,13 @@ def _dms(found: Keys, place: str) -> Found:
         raise ValueError(
             f"{place}: dms_alpha_per {found['dms_alpha_per']!r}: one decision for each head is wanted, 'head'"
         )
+    numbers = {"scale": found.get("dms_alpha_scale", 100.0), "offset": found.get("dms_initial_alpha_offset", 5.0)}
+    if not all(isinstance(x, int | float) for x in numbers.values()):
+        raise ValueError(f"{place}: dms_alpha_scale and dms_initial_alpha_offset are numbers, not {numbers}")
+    m = Dms(recent=window, scale=float(numbers["scale"]), offset=float(numbers["offset"]))
     share = str(Budget(Fraction(1, times)))
     notes = (f"'dms_cr' {times} is what it was trained for; here it is a budget: 1 of {times} stays",)
-    return Found("DMS", (step(f"cache/dms(recent={window}) {share}"),), notes)
+    return Found("DMS", (step(f"{spell(m)} {share}"),), notes)
 
 
 def _known(found: Keys, keys: set[str], place: str) -> Keys:
