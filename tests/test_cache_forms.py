@@ -97,8 +97,9 @@ def test_codes_spell_what_their_dictionary_made():
     assert sum(t.numel() * t.element_size() for t in stored) == 2 * 160 * (8 * 2 + 2)
 
 
-@pytest.mark.parametrize("form", EXACT)
-@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize(
+    "form, read", [*((form, READ[i % 2]) for i, form in enumerate(EXACT)), (EXACT[0], READ[1]), (EXACT[2], READ[2])]
+)
 def test_a_form_that_loses_nothing_changes_nothing(form, read):
     with fewer.apply(build("llama"), f"cache/streaming_llm 100% + {form}{read}") as applied:
         assert torch.equal(padded(applied.model), without(read))
