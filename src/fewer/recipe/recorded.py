@@ -131,8 +131,14 @@ class Recorded:
 
 
 def _state(memories: list[Remembered], ids: Tensor) -> tuple:
-    """What a recording takes for granted."""
-    return (ids.shape, *((m.store.version, m.ways.decode is not None and m.saves, id(m.digests)) for m in memories))
+    """What a recording of the next step takes for granted."""
+    return (
+        ids.shape,
+        *(
+            (m.store.version, m.ways.decode is not None and m.saves_at(m.store.longest + 1), id(m.digests))
+            for m in memories
+        ),
+    )
 
 
 @contextlib.contextmanager

@@ -130,11 +130,15 @@ class Remembered(Memory):
     @property
     def saves(self) -> bool:
         """Whether the pattern that decodes leaves anything out yet."""
+        return self.saves_at(self.store.longest)
+
+    def saves_at(self, longest: int) -> bool:
+        """Whether it will, once the longest head holds so many."""
         s = self.ways.decode
-        blocks = -(-self.store.longest // s.method.block)
+        blocks = -(-longest // s.method.block)
         keep = s.budget.keep
         may = max(1, keep // s.method.block) if isinstance(keep, int) else max(1, int(blocks * keep))
-        return self.store.longest > self.ways.beyond and (s.method.sparing or may < blocks)
+        return longest > self.ways.beyond and (s.method.sparing or may < blocks)
 
     @property
     def always_looks(self) -> bool:
