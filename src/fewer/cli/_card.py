@@ -82,8 +82,7 @@ def _kind(node: ast.ClassDef, axis: str) -> str:
     spec = importlib.util.find_spec(f"fewer.{axis}")
     assert spec and spec.submodule_search_locations
     home = Path(spec.submodule_search_locations[0])
-    homes = [home / f for f in ("_forms.py", "_mixer.py", "_protocol.py")]
-    protocol = {k: v for f in homes if f.exists() for k, v in _classes(f).items()}
+    protocol = {k: v for f in sorted(home.glob("_*.py")) for k, v in _classes(f).items()}
     while node.bases:
         name = ast.unparse(node.bases[0]).rpartition(".")[2]
         if name == "Method" or name not in protocol:
