@@ -294,3 +294,22 @@ def test_recall_is_a_command(capsys, bundled_text=("--tokens", "300", "--count",
     dense, *rest = [line.split()[1:] for line in out.splitlines() if line.startswith(("dense", "cache/"))]
     assert len(rest) == 2 and all(row[1] == dense[0] for row in rest), "a full budget answers as the model does"
     assert main(["recall", "bundled", "--axes", "weights"]) == 2
+
+
+def test_what_is_remembered_of_a_block_is_of_its_keys_alone():
+    """The boxes of Quest while rows of different lengths grow: the least and the greatest key of each block, by hand."""
+    model = build("llama")
+    x, mask = padded([ids()[0], ids(seed=1)[0, :17]])
+    with fewer.apply(model, "attention/quest(rows=4, block=16) 32 @ decode") as applied:
+        generate(model, x, attention_mask=mask, max_new_tokens=9)
+    for m in applied.attending.made:
+        k, _, at = m.store.read()
+        for (row, head), length in zip(
+            torch.cartesian_prod(torch.arange(2), torch.arange(2)).tolist(),
+            m.store.length.flatten().tolist(),
+            strict=True,
+        ):
+            assert (at[row, head] >= 0).sum() == length
+            for i, block in enumerate(k[row, head, :length].split(16)):
+                low, high = (d[row, head, i] for d in m.digests.held)
+                assert torch.equal(low, block.amin(0)) and torch.equal(high, block.amax(0))

@@ -167,7 +167,7 @@ class Remembered(Memory):
         full = store.length // size
         if self.digests is None or self.digests.pattern is not pattern:
             self.digests, self.folds = Digests(pattern), False
-            self.digests.begin(store.read()[0].to(dtype), self._blocks(size))
+            self.digests.begin(self._keys().to(dtype), self._blocks(size))
         elif self.recording and not self.folds:
             self._digest(newest_block(store.end, size).clamp(min=0), dtype)
         elif not self.folds:
@@ -177,6 +177,12 @@ class Remembered(Memory):
                 self.digested_to = self.digested_to + (self.digested_to < full)
         self.digested_to = full
         return tuple(self.digests.held)
+
+    def _keys(self) -> Tensor:
+        """All there are; in the place of those that shorter heads lack, their newest one."""
+        k, newest = self.store.read()[0], (self.store.end - 1).clamp(min=0)[..., None]
+        there = torch.arange(k.shape[2], device=k.device).minimum(newest)
+        return k.gather(2, there[..., None].expand_as(k))
 
     def _blocks(self, size: int) -> int:
         """Of this size, in as many pages as the table names."""
