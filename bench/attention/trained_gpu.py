@@ -182,7 +182,7 @@ def main() -> None:
     parse.add_argument("--limit", type=float, default=300, help="seconds after which no further part is begun")
     parse.add_argument("--parts", default="", help="only parts whose name this finds, such as 'check|nsa'")
     args = parse.parse_args()
-    file = "trained-gpu-tiny.json" if TINY else "trained-gpu.json"
+    file = "trained-gpu-tiny.json" if TINY else "trained-gpu-h100.json"
     run = Run(args.limit, args.parts, pathlib.Path(__file__).parent / "results", file)
     for op in ("attend_chosen", "index_top_k", "entmax_attention"):
         run.part(f"check {op}", others.check, op)
