@@ -105,7 +105,8 @@ class Recorded:
         self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, kwargs: dict[str, Any]
     ) -> Any:
         """The first time a step is done as ever, with room for those to come; the second time it is recorded."""
-        if self.ready != (memories, _state(memories, ids)):
+        state = _state(memories, ids)
+        if self.ready != (memories, state):
             for m in memories:
                 m.store.ahead(self.ahead)
             out = self._step(**self._given(cache, ids, positions, kwargs))  # whatever is due is done
@@ -118,7 +119,7 @@ class Recorded:
         with torch.cuda.graph(graph):
             answer = self._recording(memories, given)
         graph.replay()
-        self.take = _Take(graph, ids, positions, answer, memories, _state(memories, ids), before + 1)
+        self.take = _Take(graph, ids, positions, answer, memories, state, before + 1)
         self.made += 1
         return answer
 
