@@ -268,3 +268,10 @@ def test_a_method_of_a_method_is_written_and_read(text):
     assert spell(method_of(text)) == text
     assert method_of(text.replace("of=cache/", "of=")) == method_of(text)
     assert method_of("cache/duo(gates=((0.5, 1.0), (0.25, 0.0)), sinks=2)") == Duo(((0.5, 1.0), (0.25, 0.0)), sinks=2)
+
+
+def test_what_a_head_cannot_fill_others_may():
+    """After a second text one head has only 12 slots: the layer's budget is met all the same."""
+    score = torch.rand(1, 2, 40, generator=torch.Generator().manual_seed(0))
+    score[0, 1, 12:] = -torch.inf
+    assert Ada().allocate(score, torch.full((1, 2), 20), 0, 1).sum() == 40

@@ -7,6 +7,10 @@ from tiny import build
 from transformers import DynamicCache
 
 import fewer
+from fewer.recipe import recorded
+from fewer.recipe.attending import attending_to
+from fewer.recipe.forwarded import forwarded
+from fewer.recipe.steps import recipe
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 STEPS = [
@@ -26,6 +30,50 @@ def test_a_model_on_the_cpu_is_refused():
         fewer.apply(build("llama"), "weights/magnitude 50%", record=True),
     ):
         pass
+
+
+class Acted(recorded.Tape):
+    """A tape that does the step again instead, with the CPU's notes as they were when it was recorded."""
+
+    engine, times = None, 0
+    __init__ = object.__init__
+    NOTES = ("seen", "since", "steps", "digested_to", "folds")
+
+    def notes(self):
+        return [([getattr(m, n) for n in self.NOTES], m.store.length, m.store.room) for m in self.engine.made]
+
+    def note(self, all_of_them):
+        for m, (values, m.store.length, m.store.room) in zip(self.engine.made, all_of_them, strict=True):
+            for name, value in zip(self.NOTES, values, strict=True):
+                setattr(m, name, value)
+
+    def record(self, do):
+        self.do, self.before, self.done = do, self.notes(), True
+        self.answer = do()
+        return self.answer
+
+    def play(self):
+        if not self.done:
+            now = self.notes()
+            self.note(self.before)
+            self.answer.logits.copy_(self.do().logits)
+            self.note(now)
+            Acted.times += 1
+        self.done = False
+
+
+@pytest.mark.parametrize("step", [STEPS[1], STEPS[2], STEPS[4]])
+def test_what_a_tape_would_repeat_is_what_would_have_been_done(step, monkeypatch):
+    model, (x, mask) = build("llama"), padded([ids()[0], ids(seed=1)[0, :17]])
+    with fewer.apply(model, step, every=16):
+        plain = generate(model, x, attention_mask=mask, max_new_tokens=24)
+    monkeypatch.setattr(recorded, "Tape", Acted)
+    with attending_to(model, recipe(step), 16) as engine:
+        monkeypatch.setattr(Acted, "engine", engine)
+        monkeypatch.setattr(Acted, "times", 0)
+        with forwarded(model, recorded.Recorded(model, engine)._forward):
+            assert torch.equal(generate(model, x, attention_mask=mask, max_new_tokens=24), plain)
+    assert Acted.times > 12
 
 
 @CUDA

@@ -27,7 +27,8 @@ class Ada(Allocator):
 
     def allocate(self, score: Score, counts: Counts, layer: int, layers: int) -> Counts:
         there = room(score)
+        total = counts.sum(-1).minimum(there.sum(-1))  # what a head cannot fill, others may
         counts = counts.minimum(there)
         safe = (counts * self.safe).long().clamp(min=1) if self.safe else counts * 0
         score = score.masked_fill(top_k(score, safe.minimum(there)), torch.inf)
-        return top_k(score.flatten(1), counts.sum(-1)).unflatten(1, score.shape[1:]).sum(-1).minimum(there)
+        return top_k(score.flatten(1), total).unflatten(1, score.shape[1:]).sum(-1).minimum(there)

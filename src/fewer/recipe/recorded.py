@@ -1,7 +1,7 @@
 """Decoding as CUDA graphs: a step of one token is recorded once, and replayed for those that follow."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,27 @@ SHAPES = 1024  # that torch may compile
 AHEAD = 1024  # tokens that there is room for when a recording is made
 
 
+class Tape:
+    """What a step told the GPU, kept by CUDA."""
+
+    def __init__(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+
+    def record(self, do: Callable[[], Any]) -> Any:
+        """Note what `do` would tell; nothing is done yet."""
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self.graph):
+            return do()
+
+    def play(self) -> None:
+        self.graph.replay()
+
+
 @dataclass(eq=False)
 class _Take:
     """One recording: what it is given, what it gives, and what must lie where it lay."""
 
-    graph: torch.cuda.CUDAGraph
+    tape: Tape
     ids: Tensor
     positions: Tensor
     answer: Any
@@ -67,7 +83,7 @@ class Recorded:
             return out
         t.ids.copy_(ids)
         t.positions.copy_(positions)
-        t.graph.replay()
+        t.tape.play()
         for m in memories:
             m.stepped()
         t.seen += 1
@@ -114,12 +130,10 @@ class Recorded:
             return out
         ids, positions = ids.clone(), positions.clone()
         given = self._given(cache, ids, positions, kwargs)
-        graph, before = torch.cuda.CUDAGraph(), memories[0].seen
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            answer = self._recording(memories, given)
-        graph.replay()
-        self.take = _Take(graph, ids, positions, answer, memories, state, before + 1)
+        tape, before = Tape(), memories[0].seen
+        answer = tape.record(lambda: self._recording(memories, given))
+        tape.play()
+        self.take = _Take(tape, ids, positions, answer, memories, state, before + 1)
         self.made += 1
         return answer
 
