@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewer.attention import Pattern
@@ -36,7 +35,7 @@ class Solved:
     notes: tuple[str, ...] = ()
 
 
-def solved(model: nn.Module, steps: Recipe, data: Int[Tensor, "windows length"] | None = None) -> Solved:
+def solved(model: nn.Module, steps: Recipe, data: Tensor | None = None) -> Solved:
     """Every target among the budgets replaced by the least budget that reaches it. ValueError if none does, or data are missing.
 
     Mass and error are measured on `data`, which the dense model reads once, module by module; without data, a pattern that
