@@ -77,8 +77,9 @@ def frontier(
     JSON lines. A job that fails becomes a point with an `error`. Raises `ValueError` or `LookupError` before any
     work if something given cannot be, and `RuntimeError` if every job failed.
     """
-    if running := [axis for axis in axes if axis in CHOOSE]:
-        if len(running) < len(axes):
+    running = [axis for axis in axes if axis in CHOOSE]
+    if running or questions is not None:
+        if running and len(running) < len(axes):
             raise ValueError(
                 f"{', '.join(running)} are measured by questions, {', '.join(axes)} not together: ask apart"
             )
@@ -87,7 +88,6 @@ def frontier(
     else:
         first, axis = _asked(axes, methods, budgets, where)
         tight = [b for b in budgets or BUDGETS if _at_most_half(read_budget(b))] if methods is None else []
-        questions = None
     bench = Bench.at(model, where, data, jobs, ray, device, progress, found, questions)
     bench.later = len(_additions(axis, "random", tight, where)) if tight else 0
     points = bench.points(first)
