@@ -11,7 +11,7 @@ from fewer.kernels import attend_blocks, best_pages, places
 from fewer.kernels._scores import scores, softmax_of
 from fewer.layout import Blocks
 
-from ._protocol import Answer, ByScore, Digest, Keep, Key, Pattern, Query, Seen, allowed, choose, together
+from ._protocol import Answer, ByScore, Digest, Keep, Key, Pattern, Query, Seen, at_most, choose, together
 
 CHUNK = 256  # queries whose scores are in memory at once, where they must be written down
 Places = Int32[Tensor, "batch kv_heads keys"]
@@ -168,7 +168,7 @@ def best_blocks(
     """The blocks, as they are named, that one query reads of caches of different lengths, the newest last: it is always read, and
     has no digest yet. With a budget of keys nothing waits for the device."""
     score, size = pattern.score(q, digest)[:, :, 0], pattern.block
-    most = int(allowed(torch.tensor(names.shape[-1]), budget, pattern))
+    most = at_most(names.shape[-1], budget, pattern)
     if isinstance(budget.keep, int) and pattern.p == 1:
         return best_pages(score, names, most, end, size)
     own = newest_block(end, size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
@@ -35,6 +35,21 @@ class Asked:
     x: Float[Tensor, "batch new hidden"] | None = None
     turn: Callable[[Tensor], Tensor] | None = None
 
+    def places(self, seen: int) -> Int32[Tensor, "batch new"]:
+        """Where the new tokens stand, after so many; -1: padding."""
+        new = self.q.shape[2]
+        at = torch.arange(seen, seen + new, dtype=torch.int32, device=self.q.device).expand(len(self.q), -1)
+        return at if self.real is None else at.masked_fill(~self.real[:, -new:].bool(), -1)
+
+    def alone(self) -> tuple[Int32[Tensor, "batch kv_heads tokens"], Int32[Tensor, "batch new"]]:
+        """Where its keys and its queries stand if there is nothing before: the last query at the last key; -1: padding."""
+        keys, new = self.k.shape[2], self.q.shape[2]
+        at = torch.arange(keys, dtype=torch.int32, device=self.q.device).expand(len(self.q), -1)
+        if self.real is not None:
+            at = at.masked_fill(~self.real.bool(), -1)
+        now = at[:, keys - new :] if keys >= new else at.new_full((len(self.q), new), keys)
+        return at[:, None].expand(-1, self.k.shape[1], -1), now
+
 
 class Memory(ABC):
     """What is remembered of one layer: made by the engine, kept by a layer of transformers' cache."""
@@ -42,6 +57,11 @@ class Memory(ABC):
     seen: int  # tokens, padding too
     rows: int  # of the batch
     engine: "Engine"
+
+    @property
+    def bare(self) -> Any:
+        """Itself; of one that is watched, what is watched."""
+        return self
 
     @abstractmethod
     def crop(self, tokens: int) -> None:
@@ -54,6 +74,11 @@ class Memory(ABC):
 
 class Engine(ABC):
     """Who does the attention of a model's modules."""
+
+    @property
+    def bare(self) -> Any:
+        """Itself; of one that is watched, what is watched."""
+        return self
 
     @abstractmethod
     def memory(self, module: nn.Module) -> Memory:

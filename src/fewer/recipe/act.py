@@ -79,17 +79,18 @@ def apply(
     ...     print(applied.changes[0].kept)
     0.5
     """
-    found = solved(model, recipe(steps), data)
+    asked = recipe(steps)
+    if record and not any(s.axis in AXES for s in asked):
+        raise ValueError("record=True records steps of attention or cache, and there are none")
+    if record and meter is not None:
+        raise ValueError("a meter cannot look into recorded steps: leave out record=True or the meter")
+    found = solved(model, asked, data)
     read = found.steps
     running = tuple(s for s in read if s.axis in AXES)
     todo = plan(model, tuple(s for s in read if s.axis not in AXES))
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(attending_to(model, running, every, meter)) if running else None
         if record:
-            if engine is None:
-                raise ValueError("record=True records steps of attention or cache, and there are none")
-            if meter is not None:
-                raise ValueError("a meter cannot look into recorded steps: leave out record=True or the meter")
             stack.enter_context(recorded(model, engine, compiled))
         applied = Applied(model, read, attending=engine, notes=found.notes)
         if todo.tasks:
@@ -97,8 +98,8 @@ def apply(
             applied = replace(
                 keep(model, todo, data, progress, device, loss), steps=read, attending=engine, notes=found.notes
             )
-        inner = getattr(engine, "inner", engine)  # of one that is watched
-        if inner and data is not None and inner.own.learns(inner.ways.values()):
+        learning = engine and engine.bare.own.learns(engine.bare.ways.values())  # what is kept in files is read here
+        if learning and data is not None:
             shown(model, data)
         yield applied
         if engine:

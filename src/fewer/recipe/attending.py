@@ -95,13 +95,8 @@ class Attending(Engine):
         """A run without a cache."""
         if ways.mixer is not None:
             asked = noted(ways.mixer, asked, ways.parts, ways.number)
-        batch, _, new, _ = asked.q.shape
-        keys = asked.k.shape[2]
-        at = torch.arange(keys, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
-        if asked.real is not None:
-            at = at.masked_fill(~asked.real.bool(), -1)
-        now = at[:, keys - new :] if keys >= new else at.new_full((batch, new), keys)
-        return self._many(ways, asked, asked.k, asked.v, at[:, None].expand(-1, asked.k.shape[1], -1), now)
+        at, now = asked.alone()
+        return self._many(ways, asked, asked.k, asked.v, at, now)
 
     def _many(self, ways: Ways, asked: Asked, k: Tensor, v: Tensor, at: Tensor, now: Tensor) -> Tensor:
         s = ways.train if ways.train and self.training else ways.prefill
@@ -207,8 +202,7 @@ class Attending(Engine):
             return
         if new == 1 and memory.since < self.every:
             return
-        forget(store, memory.q, memory.now, memory.real, asked.scale, memory.ways.rope)
-        memory.since, memory.digests = 0, None
+        memory.forget(asked.scale)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -217,8 +211,7 @@ class Attending(Engine):
         try:
             yield
             for m, scale in self.waits:
-                m.ways.forget(m.store, m.q, m.now, m.real, scale, m.ways.rope)
-                m.since, m.digests = 0, None
+                m.forget(scale)
                 m.store.settle()
         finally:
             self.waits = None

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from fewer.models.cache_layer import Layer, Memory
 
 
 @contextlib.contextmanager
@@ -20,3 +23,14 @@ def forwarded(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             del model.forward
         else:
             model.forward = before
+
+
+def given(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor | None, str, list[Memory]]:
+    """What a model's `forward` is given: the tokens, the name that its cache goes by, and what our layers of that remember.
+
+    A cache that is given by its place alone has no name: ''.
+    """
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    name = next((name for name, x in kwargs.items() if isinstance(x, Cache)), "")
+    layers = kwargs[name].layers if name else []
+    return ids if isinstance(ids, Tensor) else None, name, [x.memory for x in layers if isinstance(x, Layer)]

@@ -115,6 +115,10 @@ class Shadow(Memory):
     def rows(self) -> int:  # type: ignore[override]
         return self.inner.rows
 
+    @property
+    def bare(self) -> Any:
+        return self.inner
+
     def __getattr__(self, name: str) -> Any:
         if name == "inner":
             raise AttributeError(name)
@@ -140,6 +144,10 @@ class Metered(Engine):
     found: dict[tuple[nn.Module, str], Seen] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)  # in words, as it happened
 
+    @property
+    def bare(self) -> Any:
+        return self.inner
+
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # not made yet
             raise AttributeError(name)
@@ -159,7 +167,7 @@ class Metered(Engine):
         if memory is not None:
             memory.calls += 1
             if memory.every is not None:
-                memory.every.append(asked.k, asked.v, self._places(asked, before))
+                memory.every.append(asked.k, asked.v, asked.places(before))
         if got is None or asked.mask is not None or not asked.causal:
             return out
         if phase == "decode" and memory is not None and memory.calls % self.meter.every:
@@ -173,11 +181,6 @@ class Metered(Engine):
         whole = self._exact(asked, memory, before, torch.arange(new, device=rows.device))
         return inner.told(whole, asked)
 
-    def _places(self, asked: Asked, before: int) -> Tensor:
-        new = asked.q.shape[2]
-        at = torch.arange(before, before + new, dtype=torch.int32, device=asked.q.device).expand(len(asked.q), -1)
-        return at if asked.real is None else at.masked_fill(~asked.real[:, -new:].bool(), -1)
-
     def _rows(self, new: int, turn: tuple[int, int], device: torch.device) -> Tensor:
         """One query of each of as many stretches as rows are asked for: drawn, other ones at each module and time."""
         ends = torch.linspace(0, new, min(self.meter.rows, new) + 1).long()
@@ -188,15 +191,11 @@ class Metered(Engine):
         return (ends[:-1] + (draw * (ends[1:] - ends[:-1])).long()).to(device)
 
     def _exact(self, asked: Asked, memory: Shadow | None, before: int, rows: Tensor) -> Answer:
-        a, now = asked, self._places(asked, before)
+        a = asked
         if memory is None:
-            k, v, keys = a.k, a.v, a.k.shape[2]
-            at = torch.arange(keys, dtype=torch.int32, device=k.device).expand(len(k), -1)
-            now = at[:, keys - a.q.shape[2] :]
-            at = at if a.real is None else at.masked_fill(~a.real.bool(), -1)
-            at, now = at[:, None].expand(-1, k.shape[1], -1), now if a.real is None else at[:, keys - a.q.shape[2] :]
+            k, v, (at, now) = a.k, a.v, a.alone()
         else:
-            k, v, at = (memory.every or memory.inner.store).read()
+            now, (k, v, at) = a.places(before), (memory.every or memory.inner.store).read()
         return dense(a.q[:, :, rows], k.to(a.q.dtype), v.to(a.q.dtype), at, now[:, rows], a.scale, a.window, a.cap)
 
     def _grow(self, module: nn.Module, phase: str, seen: Seen, before: int, new: int) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from fewer.models.cache_layer import Layer
+from fewer.models.cache_layer import Memory
 
 from .attending import Attending
-from .forwarded import forwarded
+from .forwarded import forwarded, given
 from .remembered import Remembered
 
 SHAPES = 1024  # that torch may compile
@@ -56,17 +55,15 @@ class Recorded:
     """
 
     def __init__(self, model: nn.Module, engine: Attending, compiled: bool = False, ahead: int = AHEAD):
-        self.model, self.engine, self.ahead = model, engine, ahead
-        self.plain, self.made, self.played = model.forward, 0, 0
+        self.engine, self.ahead, self.plain = engine, ahead, model.forward
         self.step = torch.compile(model.forward, dynamic=False) if compiled else model.forward  # of one token
         self.take: _Take | None = None
         self.ready: tuple | None = None  # what a step was last done for as ever, so that the next can be recorded
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `model.forward` is meanwhile."""
-        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if cache is None or not self._can(ids, kwargs) or not (memories := self._memories(cache)):
+        ids, name, memories = given(args, kwargs)
+        if ids is None or not self._can(ids, kwargs) or not self._ours(memories, kwargs[name].layers if name else []):
             return self.plain(*args, **kwargs)
         for m in memories:
             if m.store.room < 1:
@@ -76,9 +73,9 @@ class Recorded:
             positions = torch.full_like(ids, memories[0].seen)
         t = self.take
         if t is None or t.memories != memories or t.state != _state(memories, ids):
-            return self._begin(cache, memories, ids, positions, kwargs)
+            return self._begin(name, memories, ids, positions, kwargs)
         if t.seen != memories[0].seen:  # others came between: whatever is due is done first
-            out = self._step(**self._given(cache, ids, positions, kwargs))
+            out = self._step(**self._given(name, ids, positions, kwargs))
             t.seen = memories[0].seen
             return out
         t.ids.copy_(ids)
@@ -87,22 +84,20 @@ class Recorded:
         for m in memories:
             m.stepped()
         t.seen += 1
-        self.played += 1
         return t.answer
 
-    def _can(self, ids: Any, kwargs: dict[str, Any]) -> bool:
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] != 1 or torch.is_grad_enabled():
+    @staticmethod
+    def _can(ids: Tensor, kwargs: dict[str, Any]) -> bool:
+        if ids.ndim != 2 or ids.shape[1] != 1 or torch.is_grad_enabled():
             return False
         return not any(kwargs.get(k) for k in ("output_attentions", "output_hidden_states")) and not any(
             kwargs.get(k) is not None for k in ("labels", "inputs_embeds")
         )
 
-    def _memories(self, cache: Cache) -> list[Remembered]:
-        """Those of a cache that is wholly ours, if nothing is due that the host must do."""
-        if not all(isinstance(layer, Layer) and layer.memory.engine is self.engine for layer in cache.layers):
-            return []
-        memories = [layer.memory for layer in cache.layers]
-        return memories if all(m.seen and m.plain_step for m in memories) else []
+    def _ours(self, memories: list[Memory], layers: list[Any]) -> bool:
+        """Whether a cache is wholly ours, and nothing is due that the host must do."""
+        mine = bool(layers) and len(memories) == len(layers) and all(m.engine is self.engine for m in memories)
+        return mine and all(m.seen and m.plain_step for m in memories)
 
     def _recording(self, memories: list[Remembered], given: dict[str, Any]) -> Any:
         for m in memories:
@@ -118,31 +113,29 @@ class Recorded:
             return self.step(**kwargs)
 
     def _begin(
-        self, cache: Cache, memories: list[Remembered], ids: Tensor, positions: Tensor, kwargs: dict[str, Any]
+        self, name: str, memories: list[Remembered], ids: Tensor, positions: Tensor, kwargs: dict[str, Any]
     ) -> Any:
         """The first time a step is done as ever, with room for those to come; the second time it is recorded."""
         state = _state(memories, ids)
         if self.ready != (memories, state):
             for m in memories:
                 m.store.ahead(self.ahead)
-            out = self._step(**self._given(cache, ids, positions, kwargs))  # whatever is due is done
+            out = self._step(**self._given(name, ids, positions, kwargs))  # whatever is due is done
             self.ready = memories, _state(memories, ids)
             return out
         ids, positions = ids.clone(), positions.clone()
-        given = self._given(cache, ids, positions, kwargs)
+        given = self._given(name, ids, positions, kwargs)
         tape, before = Tape(), memories[0].seen
         answer = tape.record(lambda: self._recording(memories, given))
         tape.play()
         self.take = _Take(tape, ids, positions, answer, memories, state, before + 1)
-        self.made += 1
         return answer
 
     @staticmethod
-    def _given(cache: Cache, ids: Tensor, positions: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _given(name: str, ids: Tensor, positions: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a step is given, in a recording and before it."""
-        name = next(n for n, x in kwargs.items() if x is cache)
         more = {k: x for k, x in kwargs.items() if k in ("use_cache", "return_dict", "logits_to_keep")}
-        return {"input_ids": ids, "position_ids": positions, name: cache} | more
+        return {"input_ids": ids, "position_ids": positions, name: kwargs[name]} | more
 
 
 def _state(memories: list[Remembered], ids: Tensor) -> tuple:

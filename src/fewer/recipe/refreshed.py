@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from fewer.attention import Refresher
-from fewer.models.cache_layer import Layer, Memory
+from fewer.models.cache_layer import Memory
 
-from .forwarded import forwarded
+from .forwarded import forwarded, given
 from .remembered import Remembered
 
 if TYPE_CHECKING:
@@ -27,12 +26,10 @@ def refreshed(model: nn.Module, engine: "Attending", refresher: Refresher | None
     plain = model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        memories = [layer.memory for layer in cache.layers if isinstance(layer, Layer)] if cache is not None else []
-        if isinstance(ids, Tensor) and memories and memories[0].seen:
-            _before(plain, engine, refresher, memories, cache, kwargs)
-            _note(getattr(memories[0], "inner", memories[0]), ids, kwargs.get("position_ids"))
+        ids, name, memories = given(args, kwargs)
+        if ids is not None and memories and memories[0].seen:
+            _before(plain, engine, refresher, memories, name, kwargs)
+            _note(memories[0].bare, ids, kwargs.get("position_ids"))
         return plain(*args, **kwargs)
 
     with forwarded(model, forward):
@@ -56,17 +53,16 @@ def _before(
     engine: "Attending",
     refresher: Refresher,
     memories: list[Memory],
-    cache: Cache,
+    name: str,
     kwargs: dict[str, Any],
 ) -> None:
     """What is due before the next token: take back the latest, and say them again densely."""
-    first = getattr(memories[0], "inner", memories[0])  # what a meter watches
+    first = memories[0].bare
     if first.said is None or not (n := refresher.due(first.said.shape[1])):
         return
     ids, positions = first.said[:, -n:], first.stood[:, -n:]
-    name = next(name for name, x in kwargs.items() if x is cache)
     mask = kwargs.get("attention_mask")
-    again = {"input_ids": ids, "position_ids": positions, "use_cache": True, name: cache}
+    again = {"input_ids": ids, "position_ids": positions, "use_cache": True, name: kwargs[name]}
     if isinstance(mask, Tensor) and mask.ndim == 2:
         again["attention_mask"] = mask[:, : first.seen]
     for memory in memories:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewer.attention import ByScore, Corrector, Digest, Pattern
+from fewer.attention import ByScore, Corrector, Digest, Pattern, at_most
 from fewer.attention._act import Digests, newest_block
 from fewer.cache._store import Store
 from fewer.models.cache_layer import Asked, Memory
@@ -74,9 +74,7 @@ class Remembered(Memory):
     def take(self, asked: Asked) -> tuple[Tensor, Asked]:
         """Put the new tokens in; where each of them stands, -1 for padding, and with what queries attention goes on."""
         batch, _, new, _ = asked.q.shape
-        now = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=asked.q.device).expand(batch, -1)
-        if asked.real is not None:
-            now = now.masked_fill(~asked.real[:, -new:].bool(), -1)
+        now = asked.places(self.seen)
         beside, asked = self._noted(asked, now)
         self.store.append(asked.k, asked.v, now, beside)
         self.rows, self.seen, self.since = batch, self.seen + new, self.since + new
@@ -101,6 +99,11 @@ class Remembered(Memory):
         self.seen, self.since = self.seen + 1, self.since + 1
         self._ask(asked.q, now)
         return now, asked
+
+    def forget(self, scale: float) -> None:
+        """Let the evictor bring what is there to its budget."""
+        self.ways.forget(self.store, self.q, self.now, self.real, scale, self.ways.rope)
+        self.since, self.digests = 0, None
 
     def _noted(self, asked: Asked, now: Tensor) -> tuple[dict[str, Tensor], Asked]:
         if (forget := self.ways.forget) is None or not forget.evictor.notes:
@@ -136,9 +139,7 @@ class Remembered(Memory):
         """Whether it will, once the longest head holds so many."""
         s = self.ways.decode
         blocks = -(-longest // s.method.block)
-        keep = s.budget.keep
-        may = max(1, keep // s.method.block) if isinstance(keep, int) else max(1, int(blocks * keep))
-        return longest > self.ways.beyond and (s.method.sparing or may < blocks)
+        return longest > self.ways.beyond and (s.method.sparing or at_most(blocks, s.budget, s.method) < blocks)
 
     @property
     def always_looks(self) -> bool:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from fewer.cache import Evictor
-from fewer.models.cache_layer import Layer, Memory
+from fewer.models.cache_layer import Memory
 
-from .forwarded import forwarded
+from .forwarded import forwarded, given
 
 if TYPE_CHECKING:
     from .attending import Attending
@@ -28,14 +27,12 @@ def reread(model: nn.Module, engine: "Attending", evictor: Evictor | None, few: 
     plain = model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        name = next((name for name, x in kwargs.items() if isinstance(x, Cache)), None)
-        if name is None or not isinstance(ids, Tensor) or ids.shape[1] <= few:
+        ids, name, _ = given(args, kwargs)
+        if not name or ids is None or ids.shape[1] <= few:
             return plain(*args, **kwargs)
         with engine.waiting():
             out = plain(*args, **kwargs)
-            memories = [x.memory for x in kwargs[name].layers if isinstance(x, Layer)]
-            if memories:
+            if memories := given(args, kwargs)[2]:  # layers become ours when a model first meets them
                 _again(plain, engine, evictor, memories, ids, name, kwargs)
         return out
 
@@ -57,7 +54,7 @@ def _again(
     real = mask if isinstance(mask, Tensor) and mask.ndim == 2 else ids.new_ones(len(ids), before)
     ask = torch.tensor(evictor.prompt, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
     here = real[:, -ids.shape[1] :]
-    inner = [getattr(m, "inner", m) for m in memories]  # what a meter watches
+    inner = [m.bare for m in memories]
     states = [tuple(_own(x) for x in (m.q, m.now, m.real, m.since)) for m in inner]
     for first in range(0, ids.shape[1], evictor.chunk):
         some = slice(max(0, first - HINT), first + evictor.chunk)

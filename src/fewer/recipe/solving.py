@@ -121,7 +121,7 @@ def _trials(w: Ways, a: Asked) -> Iterator[Trial]:
     """What can be asked of a module's way under a budget: its answer, and the dense one; of the second half of a window."""
     keys = a.k.shape[2]
     half = keys // 2
-    at = torch.arange(keys, dtype=torch.int32, device=a.k.device).expand(1, a.k.shape[1], -1)
+    at, _ = a.alone()
     if w.forget is not None:
         yield _forgetting(w, a, at, half)
         return

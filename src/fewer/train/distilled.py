@@ -1,6 +1,5 @@
 """Learning what a pattern is to read from what the frozen model's own attention reads, layer by layer."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from fewer.measure.quality import at_rest, device_of
 from fewer.models.attention import attended, attentions_at
 from fewer.models.cache_layer import Asked, Engine, Memory
 
-from .kept import Kept
+from .kept import Kept, job_of
 from .learner import Learner
 from .loop import Told, Training, train
 
@@ -69,10 +68,8 @@ class Distilled(Learner[Learnt]):
 
     def _key(self, method: Learnt, batches: list[Tensor]) -> str:
         """Which job this is: the same would be learnt by the same one only."""
-        told = hashlib.sha256()
-        for t in [*self.model.parameters(), *batches]:
-            told.update(f"{tuple(t.shape)} {t.double().sum().item()!r}".encode())
-        return f"{method!r} {self.where} {replace(self.how, save_after=0.0)} {told.hexdigest()}"
+        said = f"{method!r} {self.where} {replace(self.how, save_after=0.0)}"
+        return job_of(said, self.model.named_parameters(), batches)
 
 
 def true_mass(a: Asked, some: slice) -> Mass:

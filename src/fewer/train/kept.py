@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .sharing import ALONE, Sharing
+
+
+def job_of(said: str, tensors: Iterable[tuple[str, Tensor]], batches: Iterable[Tensor]) -> str:
+    """Which job a run is, for `Kept`: what is said of it, the tensors it begins with, and what it learns from."""
+    told = hashlib.sha256(said.encode())
+    for name, t in tensors:
+        told.update(f"{name} {tuple(t.shape)} {t.double().sum().item()!r}".encode())
+    for batch in batches:
+        told.update(batch.cpu().numpy().tobytes())
+    return told.hexdigest()
 
 
 class Kept:

@@ -1,6 +1,5 @@
 """Learning N:M masks through the loss of the whole model, which is never changed."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from fewer.core import Budget, Site
 from fewer.models import sites
 from fewer.weights.mask_llm import MaskLlm, candidates, weight_name, whole_masks, write_masks
 
-from .kept import Kept
+from .kept import Kept, job_of
 from .learner import Learner
 from .loop import Told, Training, train
 
@@ -89,13 +88,8 @@ class Masks(Learner[MaskLlm]):
 
     def _key(self, method: MaskLlm, budget: Budget, weights: Mapping[str, Tensor], batches: Iterable[Tensor]) -> str:
         """Which job this is: the same masks would be learnt by the same one only."""
-        told = hashlib.sha256(f"{method} {budget} {self.where} {replace(self.how, save_after=0.0)}".encode())
-        for tensors in (weights, self.prior or {}):
-            for name, t in tensors.items():
-                told.update(f"{name} {tuple(t.shape)} {t.double().sum().item()!r}".encode())
-        for batch in batches:
-            told.update(batch.cpu().numpy().tobytes())
-        return told.hexdigest()
+        said = f"{method} {budget} {self.where} {replace(self.how, save_after=0.0)}"
+        return job_of(said, [*weights.items(), *(self.prior or {}).items()], batches)
 
 
 def _soft(method: MaskLlm, logits: Tensor, budget: Budget, progress: float) -> Tensor:

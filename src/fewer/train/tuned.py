@@ -1,7 +1,6 @@
 """Learning attention end to end: parts of a mixer, or a model's weights while it reads less, through the loss of the whole model."""
 
 import copy
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from fewer.core.replace import exchange
 from fewer.core.spell import spell
 from fewer.measure.quality import device_of
 
-from .kept import Kept
+from .kept import Kept, job_of
 from .learner import Learner
 from .loop import Told, Training, train
 from .masks import Judge, next_token
@@ -87,8 +86,5 @@ class Tuned(Learner[Mixer]):
         return self.out / PARTS
 
     def _key(self, method: Method, budget: Budget, batches: list[Tensor]) -> str:
-        told = hashlib.sha256()
-        for t in [*self.model.parameters(), *batches]:
-            told.update(f"{tuple(t.shape)} {t.double().sum().item()!r}".encode())
-        what = f"{spell(method)} {budget} {self.where} weights={self.weights}"
-        return f"{what} {replace(self.how, save_after=0.0)} {told.hexdigest()}"
+        said = f"{spell(method)} {budget} {self.where} weights={self.weights} {replace(self.how, save_after=0.0)}"
+        return job_of(said, self.model.named_parameters(), batches)
