@@ -54,7 +54,10 @@ def bent(model, seed=1, by=0.05):
     return twin
 
 
-@pytest.mark.parametrize("file", ["estimate", "quality", "answers", "cost", "memory", "scores"])
+NEURONS = ["activity", "predicted", "reading", "reuse", "sparsing_law", "tail"]
+
+
+@pytest.mark.parametrize("file", ["estimate", "quality", "answers", "cost", "memory", "scores", *NEURONS])
 def test_examples_in_docstrings_hold(file):
     module = importlib.import_module(f"fewer.measure.{file}")
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
