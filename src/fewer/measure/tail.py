@@ -1,6 +1,6 @@
 """Cumulative tail truncation: what goes missing when the weakest neurons say nothing, and how weak they may be."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,11 +49,11 @@ def on(h: Piece, down: Float[Tensor, "out neurons"], cut: float) -> Bool[Tensor,
     return (size >= cut) & (size > 0)
 
 
-def tail_cut(pieces: Sequence[Piece], down: Float[Tensor, "out neurons"], error: float = 0.2, steps: int = 40) -> float:
+def tail_cut(pieces: Sequence[Piece], down: Float[Tensor, "out neurons"], error: float = 0.2, steps: int = 24) -> float:
     """The largest cut whose mean CETT over tokens is `error` or less, by bisection (ReLU^2 Wins and Sparsing Law use 0.2).
 
-    Of neurons that nothing is lost by leaving out, as those that a ReLU has silenced, all go: the cut is above 0 always.
-    ValueError: an error outside (0, 1), nothing heard, numbers that are not finite.
+    Found to `2 ** -steps` of the largest output, in float32. Neurons that add nothing, as those that a ReLU has silenced,
+    always go. ValueError: an error outside (0, 1), nothing heard, numbers that are not finite.
 
     >>> h = torch.tensor([[3.0, 4.0], [0.0, 4.0]])  # leaving the 3 out costs 0.6 and 0
     >>> cut = tail_cut([h], torch.eye(2), error=0.4)
@@ -62,22 +62,16 @@ def tail_cut(pieces: Sequence[Piece], down: Float[Tensor, "out neurons"], error:
     """
     if not 0 < error < 1:
         raise ValueError(f"a tail truncation error of {error}: it is a share of the output, above 0 and below 1")
-    if not len(pieces) or not sum(p.numel() for p in pieces):
+    if not sum(p.numel() for p in pieces):
         raise ValueError("no token was heard: give at least one piece of hidden neurons")
-    high = max(float(output_size(p, down).max()) for p in pieces)
+    h, down = torch.cat([p.reshape(-1, p.shape[-1]) for p in pieces]).float(), down.float()
+    size, whole = output_size(h, down), (h @ down.T).norm(dim=-1).clamp(min=1e-30)
+    high = float(size.max()) * 1.001 + 1e-30
     if not high < float("inf"):
         raise ValueError("hidden neurons are NaN or infinite: is the model in float16?")
-
-    def meets(cut: float) -> bool:
-        each = torch.cat([tail_error(p, down, cut).flatten() for p in pieces])
-        return bool(each.mean() <= error)
-
-    return bisect(meets, 0.0, high * 1.001 + 1e-30, steps)
-
-
-def bisect(meets: Callable[[float], bool], low: float, high: float, steps: int) -> float:
-    """The largest value found at which `meets` is true; true at `low` is taken for granted."""
+    low = 0.0
     for _ in range(steps):
         middle = (low + high) / 2
-        low, high = (middle, high) if meets(middle) else (low, middle)
+        lost = (torch.where(size < middle, h, 0) @ down.T).norm(dim=-1)
+        low, high = (middle, high) if (lost / whole).mean() <= error else (low, middle)
     return low

@@ -121,7 +121,7 @@ def activations(
     taps: Sequence[Tap],
     inputs: "Int[Tensor, 'windows length'] | Float[Tensor, 'windows *shape']",
     call: Callable[..., object] | None = None,
-) -> Float[Tensor, "windows *rows dim"]:
+) -> Float[Tensor, "*rows dim"]:
     """What all taps say of some windows, side by side, in float32; the model runs no further than it must (see `run`).
 
     For a gradient it runs to its end, and back: of the next-token loss in nats, summed over the tokens.
