@@ -1,13 +1,16 @@
 """fewer neurons: which hidden neurons of a model are on, and what a token would have to read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._bar import Bar
 from ._print import Json, lines, note
 from ._text import Calibration, Data, Length, Test, tokenizer_for
+
+if TYPE_CHECKING:
+    from fewer.recipe.neurons import Layer
 
 
 def neurons(
@@ -41,10 +44,8 @@ def neurons(
 
     from fewer.data import corpus, windows
     from fewer.models import open_model
-    from fewer.recipe.neurons import bytes_a_token, hidden_sites, laziness, tail_for_rise
+    from fewer.recipe.neurons import hidden_sites, tail_for_rise
     from fewer.recipe.neurons import neurons as measured
-    from fewer.report import plain
-    from fewer.report.neurons import NEURON_COLUMNS, neurons_drawn, neurons_page
 
     from ._about import about
     from .frontier import _writable
@@ -63,20 +64,40 @@ def neurons(
     with Bar(quiet=json) as bar:
         error = error if rise is None else tail_for_rise(opened, fit, tokens, rise / 100)
         layers = measured(opened, fit, tokens, error, kind, bar("layers"))
+    says = _told(layers, error, json)
+    if html:
+        told = about(model, f"{data}, {test} windows of {length} tokens, cuts from {calibration}", ctx.obj or [])
+        _write(layers, says, told, html)
+
+
+def _told(layers: "list[Layer]", error: float, json: bool) -> str:
+    """The table, or JSON lines; and what it says in one sentence."""
+    from fewer.recipe.neurons import bytes_a_token, laziness
+    from fewer.report import plain
+    from fewer.report.neurons import NEURON_COLUMNS
+
     rows = [layer.as_dict() for layer in layers]
     read, dense = bytes_a_token(layers)
+    lazy = laziness(layers)
     says = (
-        f"At a tail error of {error:.3g} a token needs {laziness(layers).mean.value:.1%} of its hidden neurons, "
+        f"At a tail error of {error:.3g} a token needs {lazy.mean.value:.1%} of its hidden neurons, "
         f"and reads {read.value / dense:.1%} of the MLPs' bytes if it knows which"
     )
     if json:
         lines([*rows, {"layer": "all", "error": error, "read": read.value, "dense": dense}])
     else:
         print(plain(rows, NEURON_COLUMNS))
-        print(f"\n{says}.\n{laziness(layers).mean}" + (f"; {laziness(layers).slope}" if len(rows) > 2 else ""))
-    if html:
-        ranked = {x.name: x.activity.frequency.sort(descending=True).values.tolist() for x in layers}
-        along = torch.stack([x.activity.positions for x in layers]).mean(0).tolist()
-        told = about(model, f"{data}, {test} windows of {length} tokens, cuts from {calibration}", ctx.obj or [])
-        html.write_text(neurons_page(rows, neurons_drawn(rows, ranked, along), says, told), encoding="utf-8")
-        note(f"written: {html}")
+        print(f"\n{says}.\n{lazy.mean}" + (f"; {lazy.slope}" if len(rows) > 2 else ""))
+    return says
+
+
+def _write(layers: "list[Layer]", says: str, told: dict[str, str], page: Path) -> None:
+    import torch
+
+    from fewer.report.neurons import neurons_drawn, neurons_page
+
+    rows = [layer.as_dict() for layer in layers]
+    ranked = {x.name: x.activity.frequency.sort(descending=True).values.tolist() for x in layers}
+    along = torch.stack([x.activity.positions for x in layers]).mean(0).tolist()
+    page.write_text(neurons_page(rows, neurons_drawn(rows, ranked, along), says, told), encoding="utf-8")
+    note(f"written: {page}")

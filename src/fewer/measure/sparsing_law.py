@@ -67,7 +67,7 @@ def density_over_data(tokens: Sequence[float | int], density: Sequence[float | i
     return Law(best.form, best.coefficients, best.r_squared, lambda d, of=best.of: of(d / x.max()))
 
 
-def density_over_shape(ratio: Sequence[float | int], density: Sequence[float | int]) -> Law:
+def density_over_shape(width_over_depth: Sequence[float | int], density: Sequence[float | int]) -> Law:
     """Fit density against a model's width-depth ratio: a line up to a bottleneck, level beyond it (section 4.3).
 
     `density = limit + slope * (min(ratio, bottleneck) - bottleneck)`. ValueError and RuntimeError as above.
@@ -76,7 +76,7 @@ def density_over_shape(ratio: Sequence[float | int], density: Sequence[float | i
     >>> round(law.coefficients["bottleneck"].value, 2), round(law.coefficients["slope"].value, 4)
     (50.0, 0.01)
     """
-    x, y = _points(ratio, density, 5)
+    x, y = _points(width_over_depth, density, 5)
 
     def bent(r: Any, limit: float, slope: float, bottleneck: float) -> Any:
         return limit + slope * (np.minimum(r, bottleneck) - bottleneck)
