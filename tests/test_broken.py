@@ -4,14 +4,15 @@ import dataclasses
 from dataclasses import replace
 from fractions import Fraction
 
-import broken_attention  # noqa: F401, its classes name themselves
+import broken_activations  # noqa: F401, its classes name themselves
+import broken_attention  # noqa: F401
 import broken_quantisers  # noqa: F401
 import broken_slimmers  # noqa: F401
 import pytest
 import torch
 from broken import BROKEN, broken
 
-from fewer import activations, experts, features, weights
+from fewer import experts, features, weights
 from fewer.calibrate import GradMean, Gram, HessianGradient, InputSquares
 from fewer.select import select
 from fewer.testing import checks_of
@@ -423,14 +424,6 @@ class DoesNotListen(Uneven):
 
     def sense(self, w, stats, loss):
         return torch.tensor(1.0 + 0 * loss(w))
-
-
-@broken("activations", "check_one_token_decides_alone")
-class LooksAround(activations.ByScore):
-    """Rank by the size relative to all tokens."""
-
-    def score(self, x, stats):
-        return x.abs() - x.abs().flatten(0, -2).amax(0)
 
 
 @broken("experts", "check_gradient")
