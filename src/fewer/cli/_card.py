@@ -4,11 +4,10 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from fewer import core
-from fewer.core import Paper
+from fewer.core import Paper, offered
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def card(name: str) -> Card:
 def _source(name: str) -> Path:
     """The file of a method, ours or another package's; found without importing it."""
     axis, _, file = name.partition("/")
-    for entry in entry_points(group="fewer.methods", name=name):
+    if entry := offered().get(name):
         spec = importlib.util.find_spec(entry.module)
         return Path(spec.origin if spec and spec.origin else "")
     spec = importlib.util.find_spec(f"fewer.{axis}")

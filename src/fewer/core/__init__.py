@@ -10,6 +10,7 @@ from .method import axes as axes
 from .method import find as find
 from .method import method as method
 from .method import methods as methods
+from .method import offered as offered
 from .paper import AT_RANDOM as AT_RANDOM
 from .paper import Paper as Paper
 from .site import Change as Change

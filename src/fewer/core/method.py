@@ -9,9 +9,11 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from abc import ABC
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar, dataclass_transform
 
 from .paper import Paper
@@ -69,16 +71,26 @@ def methods(axis: str) -> list[str]:
     spec = importlib.util.find_spec(f"fewer.{axis}")  # where others may have added a folder
     folder = spec.submodule_search_locations if spec else None
     ours = [m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_")]
-    theirs = [e.name.partition("/")[2] for e in entry_points(group="fewer.methods") if e.name.startswith(f"{axis}/")]
+    theirs = [name.partition("/")[2] for name in offered() if name.startswith(f"{axis}/")]
     return [f"{axis}/{name}" for name in sorted(ours + theirs)]
+
+
+def offered() -> dict[str, EntryPoint]:
+    """The methods of other packages, by name."""
+    return _offered(tuple(sys.path))
+
+
+@cache  # all metadata of all packages is read for it
+def _offered(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group="fewer.methods")}
 
 
 def find(name: str) -> type[Method]:
     """The class of `weights/wanda`; imports that one file only. `LookupError` names what is close."""
     axis, _, file = name.partition("/")
     if axis in AXES and name in methods(axis):
-        for entry in entry_points(group="fewer.methods", name=name):
-            return entry.load()
+        if name in offered():
+            return offered()[name].load()
         module = importlib.import_module(f"fewer.{axis}.{file}")
         return getattr(module, "".join(part.title() for part in file.split("_")))
     every = [m for a in AXES for m in methods(a)]
