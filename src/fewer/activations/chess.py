@@ -28,7 +28,7 @@ class Chess(ByReach):
     tensor([2., 3.])
     """
 
-    place = HIDDEN
+    place, gated = HIDDEN, True
     needs = (OutputSizes,)
 
     def reach(self, stats: Stats) -> Float[Tensor, " in"]:

@@ -23,7 +23,7 @@ class OutputSizes(Stat):
     w: Float[Tensor, "out in"]
     value: Float[Tensor, " out"]
     tokens: int = 0
-    of_input: ClassVar[bool] = False  # maps that read the same say different things
+    of_map: ClassVar[bool] = True
 
     @classmethod
     def of(cls, w: Float[Tensor, "out in"]) -> "OutputSizes":

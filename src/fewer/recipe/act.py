@@ -14,7 +14,10 @@ from fewer.models import stored_dtype
 from fewer.models.loss import Loss
 
 from .attending import AXES, Attending, attending_to
+from .cutting import learn
 from .engine import Progress, divide, run, undoing
+from .gates import places_of
+from .gating import Gating, gating
 from .meter import Meter, Metered
 from .own import shown
 from .planning import Plan, hears, plan
@@ -36,6 +39,7 @@ class Applied:
     attending: Attending | Metered | None = (
         None  # what the model's attention does meanwhile; its `changes` come with those at the end
     )
+    gating: Gating | None = None  # which inputs its maps multiply meanwhile; its `changes` come with those at the end
     notes: tuple[str, ...] = ()  # what was found for each target
 
     def done(self, block: str, results: list[tuple[Change, Any]]) -> None:
@@ -63,6 +67,8 @@ def apply(
     was begun inside is read inside. Tokens are forgotten after each chunk of several, and, one by one, each `every` tokens.
     With `record`, on a GPU, steps of one token become a CUDA graph, whose answer lasts until the next step; with `compiled`
     what is around attention in them is compiled by torch first, which takes a minute.
+    Steps of `activations` act while the model runs as well: each token multiplies the inputs that a gate keeps. What gates learn
+    (thresholds, statistics, budgets for each map) they learn from `data`, of the model as the steps of `weights` left it.
     A `meter` watches what that loses; `applied.attending.readings()` tells.
 
     A pattern that learns of a layer, such as `attention/pca_keys`, learns from `data`, or else from the first text that it reads.
@@ -87,7 +93,8 @@ def apply(
     found = solved(model, asked, data)
     read = found.steps
     running = tuple(s for s in read if s.axis in AXES)
-    todo = plan(model, tuple(s for s in read if s.axis not in AXES))
+    gates = places_of(model, tuple(s for s in read if s.axis == "activations"))
+    todo = plan(model, tuple(s for s in read if s.axis not in (*AXES, "activations")))
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(attending_to(model, running, every, meter)) if running else None
         if record:
@@ -98,12 +105,15 @@ def apply(
             applied = replace(
                 keep(model, todo, data, progress, device, loss), steps=read, attending=engine, notes=found.notes
             )
+        if gates:
+            applied.gating = stack.enter_context(gating(model, gates))
+            learn(model, applied.gating, data, progress, device)
         learning = engine and engine.bare.own.learns(engine.bare.ways.values())  # what is kept in files is read here
         if learning and data is not None:
             shown(model, data)
         yield applied
-        if engine:
-            applied.changes += engine.changes()
+        for acting in (applied.gating, engine):
+            applied.changes += acting.changes() if acting else []
 
 
 def keep(

@@ -12,11 +12,12 @@ from fewer.core.spell import method_of, spell
 ENDINGS = (".yaml", ".yml", ".txt", ".json", ".tsv")  # of text that names a file
 VERSION = 1  # of the YAML form; a newer one is refused
 
-AFTER = ("Corrector", "Form", "Refresher")  # what stands after '+'
+AFTER = ("Corrector", "Form", "Refresher", "Cut")  # what stands after '+'
 HEADS = {  # what allocators and correctors of an axis go with
     "weights": ("a pruner", "weights/wanda 50%"),
     "cache": ("an evictor", "cache/snap_kv 25%"),
     "attention": ("a pattern", "attention/quest 10%"),
+    "activations": ("a gate", "activations/magnitude 50%"),
 }
 
 _INSIDE = r"[^()]*"
