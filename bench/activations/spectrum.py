@@ -19,7 +19,9 @@ def main() -> None:
             w = site.read().float()
             energy = torch.linalg.svdvals(w).square()
             held.append((energy[: int(share * w.numel()) // sum(w.shape)].sum() / energy.sum()).item())
-        print(f"{share:.0%} of the numbers: {sum(held) / len(held):.0%} of the energy, {min(held):.0%} to {max(held):.0%}")
+        print(
+            f"{share:.0%} of the numbers: {sum(held) / len(held):.0%} of the energy, {min(held):.0%} to {max(held):.0%}"
+        )
 
 
 if __name__ == "__main__":
