@@ -1,4 +1,4 @@
-"""fewer train attention/...: what is read, from what the frozen model reads; how it is read, through the model's loss."""
+"""fewer train attention/... and activations/...: what is read, from what the frozen model reads; how it is read or computed, through the model's loss."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def attention(
     run: tuple[int, float, int, int],
     batch: int,
     where: str,
-    whole: bool,
+    last: tuple[bool, str | None],
     device: str,
     force: bool,
     json: bool,
@@ -28,21 +28,29 @@ def attention(
 ) -> None:
     """Learn and write it, and say what to write in a step then.
 
-    `data` is the corpus, how many windows, and how long they are; `run` the steps, the rate, what a step accumulates, the seed.
+    `data` is the corpus, how many windows, and how long they are; `run` the steps, the rate, what a step accumulates, the seed;
+    `last` whether the model learns too, and the activation to put into its MLPs first.
     """
+    from fewer.activations import Gate
     from fewer.attention import Mixer
     from fewer.core.spell import spell
+    from fewer.models.activation import put_activation
     from fewer.recipe import apply
     from fewer.train import Cosine, Training, Tuned, learner_of
 
+    whole, acts = last[0] or isinstance(pupil, Gate), last[1]
     ends = whole or isinstance(pupil, Mixer)
     teacher, (steps, rate, accumulate, seed) = None if ends else learner_of(type(pupil)), run
     if (out.suffix == ".safetensors") == whole:
         raise ValueError(f"{out}: {'a directory' if whole else 'its name must end in .safetensors'}")
+    if acts and not whole:
+        raise ValueError(f"--activation {acts}: another activation is learnt with the model's weights; write --whole")
     how = Training(steps, Cosine(rate, rate / 10), accumulate, seed=seed)
     with Bar(json) as bar:
         told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
         dense, tokens = opened(model, device, data, seed)
+        if acts:
+            put_activation(dense, acts)
         if teacher:
             job = teacher(dense.float(), out, where, how, told, force)
         else:

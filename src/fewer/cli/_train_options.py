@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-MASKS, DICTIONARIES = "Masks (weights/...), attention (attention/...)", "Dictionaries (features/...)"
+MASKS, DICTIONARIES = "Masks (weights/...), attention/..., activations/...", "Dictionaries (features/...)"
 SITE = "What is read: the end of a module's path, 'layers.4' (what it says), 'layers.4.mlp:in' (what it hears); repeat for several."
 TO = "What is written, if not what is read: --site layers.4.mlp:in --to layers.4.mlp makes a transcoder."
 LATENTS = "How many latents; 8 times the width that is read by default."
@@ -46,6 +46,8 @@ HIDE = "The share of columns hidden from who speaks, on which the error is measu
 Hide = Annotated[float, typer.Option(min=0, max=0.99, help=HIDE, rich_help_panel=DICTIONARIES)]
 WHERE = "Which maps, or attention modules: '*', patterns of names; of maps also roles and groups."
 WHOLE = "The model's weights learn too, while it reads so: OUT is a directory with the model."
+ACTIVATION = "Put this activation into the model's MLPs before it learns: relu, relu2 (squared), or another word of transformers."
+Activation = Annotated[str | None, typer.Option(help=ACTIVATION, rich_help_panel=MASKS)]
 Whole = Annotated[bool, typer.Option("--whole", help=WHOLE, rich_help_panel=MASKS)]
 Where = Annotated[str, typer.Option(help=WHERE, rich_help_panel=MASKS)]
 Prior = Annotated[str | None, typer.Option(help=PRIOR, rich_help_panel=MASKS)]

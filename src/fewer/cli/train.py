@@ -13,6 +13,7 @@ from ._train_dictionary import Wanted, dictionary
 from ._train_masks import masks
 from ._train_options import (
     Accumulate,
+    Activation,
     Batch,
     Board,
     Boost,
@@ -39,8 +40,8 @@ from ._train_options import (
     Windows,
 )
 
-WHAT = "What learns: features/top_k, weights/mask_llm, attention/seer, with fields if you like."
-OUT = "What to write: a directory for a dictionary, .npz for masks, .safetensors for attention."
+WHAT = "What learns: features/top_k, weights/mask_llm, attention/seer, activations/q_sparse, with fields if you like."
+OUT = "What to write: a directory for a dictionary or a model, .npz for masks, .safetensors for attention."
 FORCE = "Replace OUT if it exists, once the new one is whole, and what a run with other settings left of it."
 RATE = "Learning rate; by default one that fits what is learnt."
 MODEL = "'bundled', a directory, or a name on the hub."
@@ -81,16 +82,17 @@ def train(
     accumulate: Accumulate = 1,
     windows: Windows = 1024,
     whole: Whole = False,
+    activation: Activation = None,
     tensorboard: Board = None,
     json: Json = False,
 ) -> None:
-    """Learn a method on text, with the model's weights frozen, and write what was learnt.
+    """Learn a method on text and write what was learnt: beside the frozen model, or, for a gate or with --whole, a model that computes so.
 
     A killed run goes on where it was with the same command. Each step is a line in OUT.jsonl. A dictionary is judged once it is
     written, on text that it has not seen, as `fewer judge` does it. Under `torchrun -m fewer train ...` processes share one
     dictionary; only learning is shared.
 
-    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller` · `fewer train attention/seer 10% -o gates.safetensors`, then `attention/seer(file=gates.safetensors) 10%` is a step
+    Examples: `fewer train features/top_k 32 --site layers.4 -o sae` · `fewer train features/top_k 32 --store store -o sae` · `fewer train features/top_k 32 --site layers.4 --loss kl --from sae -o through` · `fewer train features/batch_top_k 5 --boost sae --data hf:owner/law/train:text -o both` · `fewer train features/top_k 32 --site "layers.*" --groups 3 -o groups` · `fewer train weights/mask_llm 2:4 -o masks.npz --prior "weights/sparse_gpt 2:4"`, then `fewer sparsify bundled "weights/mask_llm(file=masks.npz) 2:4" -o smaller` · `fewer train attention/seer 10% -o gates.safetensors`, then `attention/seer(file=gates.safetensors) 10%` is a step · `fewer train activations/q_sparse 50% -o model`, then `activations/q_sparse 50%` is a step on `model`
     """
     pupil, kept, axis = _read(method, budget)
     _check(out, force)
@@ -101,7 +103,7 @@ def train(
             wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
         run, text = (steps, rate or 5e-4, accumulate, seed), (data, windows, length)
-        learnt, last = (attention, whole) if axis == "attention" else (masks, prior)
+        learnt, last = (masks, prior) if axis == "weights" else (attention, (whole, activation))
         learnt(pupil, kept, model, out, text, run, batch, where, last, device, force, json, board)  # type: ignore[arg-type]
 
 
@@ -113,9 +115,10 @@ def _read(method: str, budget: str) -> tuple[Any, Any, str]:
 
 
 def _axis(method: str) -> str:
-    if (axis := method.partition("/")[0]) not in ("features", "weights", "attention"):
+    if (axis := method.partition("/")[0]) not in ("features", "weights", "attention", "activations"):
         raise ValueError(
-            f"{method}: what learns here is features/... (a dictionary), weights/... (masks) or attention/... (what is read)"
+            f"{method}: what learns here is features/... (a dictionary), weights/... (masks), attention/... (what is read) or "
+            "activations/... (a model that computes less)"
         )
     return axis
 

@@ -9,12 +9,12 @@ from fewer.activations import HIDDEN, Allocator, Cut, Gate, Remembering, Share
 from fewer.calibrate import Stats
 from fewer.core import Budget, Group, Site
 from fewer.models import sites
+from fewer.models.activation import ACTS
 from fewer.models.groups import every_group
 
 from .steps import Recipe, Step, kind
 
 PHASES = ("prefill", "decode")
-ACTS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation", "activation_func")
 
 
 @dataclass(eq=False)

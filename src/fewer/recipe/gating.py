@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewer.activations import Remembering
+from fewer.activations import Pressed, Remembering
 from fewer.core import Change
 
 from .gates import Place, remembers, scores
@@ -28,6 +28,8 @@ class Gating:
         None  # those that act while data are heard block by block; None: all, in a run of the model
     )
     hear: Callable[[Place, Tensor], None] | None = None  # who is told what each gate listens to
+    learning: float | None = None  # how far a model that learns with the gates has come, 0 to 1
+    prices: list[Tensor] = field(default_factory=list)  # and what its hidden neurons cost since they were last taken
     memory: dict[Place, list[Tensor]] = field(default_factory=dict)  # a tensor for each row
     opened: dict[Place, Tensor] = field(default_factory=dict)  # what the activation of a gated MLP said
     kept: dict[Place, Tensor] = field(default_factory=dict)  # inputs that were computed,
@@ -38,6 +40,8 @@ class Gating:
         seen = x if p.act is None else self._gate(p, x)
         if self.hear is not None:
             self.hear(p, seen)
+        if self.learning is not None and isinstance(p.gate, Pressed):
+            self.prices.append(p.gate.penalty(x, self.learning))
         if p.budget.whole or (self.acting is not None and p not in self.acting):
             return x, None
         if remembers(p):
@@ -48,7 +52,7 @@ class Gating:
         if when is not None:
             keep = keep | ~when[..., None]
         rest = p.gate.rest(x.masked_fill(keep, 0), p.budget, p.stats)
-        return x * keep, rest
+        return p.gate.heard(x, keep), rest
 
     def _gate(self, p: Place, x: Tensor) -> Tensor:
         opened = self.opened.pop(p, None)
@@ -109,6 +113,11 @@ class Gating:
         keep, heard, self.memory[p][row] = gate.next(seen[row, i], self.memory[p][row], p.budget, p.stats)
         self._count(p, keep, None)
         out[row, i] = heard if p.act is None else x[row, i] * keep
+
+    def priced(self) -> Tensor | float:
+        """What hidden neurons cost in the run that has just been, all MLPs together."""
+        prices, self.prices = self.prices, []
+        return torch.stack(prices).sum() if prices else 0.0
 
     def reorder(self, rows: Tensor) -> None:
         """Beams changed places, and what they remember goes with them."""

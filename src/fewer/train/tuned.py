@@ -1,4 +1,4 @@
-"""Learning attention end to end: parts of a mixer, or a model's weights while it reads less, through the loss of the whole model."""
+"""Learning through the loss of the whole model: parts of a mixer, or a model's weights while it reads or computes less."""
 
 import copy
 import shutil
@@ -31,7 +31,8 @@ class Tuned(Learner[Mixer]):
     the model's weights too, and then `out` is a directory with the model and its parts. A killed run goes on where it was.
 
     What is learnt is a copy of the model in float32, `judge` the loss, and `put` does a step to a model for a while
-    (`fewer.apply`). With `weights` a method may also be a pattern, which has no parts: the model learns to read so.
+    (`fewer.apply`). With `weights` a method may also be a pattern or a gate, which have no parts: the model learns to read, or to compute, so; a gate may say how gradients pass it
+    (`heard`) and what hidden neurons cost meanwhile (`Pressed`).
     """
 
     model: nn.Module
@@ -59,11 +60,14 @@ class Tuned(Learner[Mixer]):
             kept = Kept(self.out, self._key(method, budget, batches), force=self.force)
 
             def loss(batch: Tensor, progress: float) -> Tensor:
+                if applied.gating:
+                    applied.gating.learning = progress
                 with torch.enable_grad():
-                    return self.judge(twin, batch.to(device_of(twin)))
+                    found = self.judge(twin, batch.to(device_of(twin)))
+                    return found + applied.gating.priced() if applied.gating else found
 
             train(learning, loss, batches, self.how, kept, self.told)
-            parts = applied.attending.learnt()
+            parts = applied.attending.learnt() if applied.attending else {}
         file = self._write(twin, parts, spell(method))
         kept.finish()
         return replace(method, file=str(file)) if parts else method  # type: ignore[type-var]
