@@ -28,4 +28,6 @@ def gated_linear(
     """
     backend = backend_of(x, w)
     plain = x.numel() > MOST * x.shape[-1] or not w.mT.is_contiguous()
-    return load("gated_linear", "ref" if plain and backend in ("cpu", "gpu") else backend)(x, w, reach, cut, scale, bias)
+    return load("gated_linear", "ref" if plain and backend in ("cpu", "gpu") else backend)(
+        x, w, reach, cut, scale, bias
+    )

@@ -18,7 +18,14 @@ def cases(dtype: torch.dtype, device: str) -> Iterator[Case]:
         """No input stands where rounding decides."""
         return torch.where((x.abs() - cut).abs() < 0.02, x * 1.5 + 0.1, x)
 
-    for b, n_in, n_out, cut in ((1, 1, 1, 0.0), (1, 70, 33, 0.7), (2, 96, 130, 0.7), (3, 40, 300, 9.0), (5, 33, 16, 0.0), (8, 64, 64, 1.2)):
+    for b, n_in, n_out, cut in (
+        (1, 1, 1, 0.0),
+        (1, 70, 33, 0.7),
+        (2, 96, 130, 0.7),
+        (3, 40, 300, 9.0),
+        (5, 33, 16, 0.0),
+        (8, 64, 64, 1.2),
+    ):
         x, w = apart(normal(b, n_in), cut), normal(n_in, n_out).mT
         yield x, w, None, cut, None, None
         reach = torch.full((n_in,), 2.0, dtype=dtype, device=device)
