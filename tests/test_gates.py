@@ -5,6 +5,7 @@ import torch
 
 from fewer.activations.cats import Cats
 from fewer.activations.chess import Chess
+from fewer.activations.core_by_similarity import CoreBySimilarity
 from fewer.activations.core_neurons import CoreNeurons
 from fewer.activations.delta import Delta
 from fewer.activations.magnitude import Magnitude
@@ -150,3 +151,24 @@ def test_groups_are_a_budget_of_any_gate():
             assert set(keep[t, 4 * g : 4 * g + 4].nonzero().flatten().tolist()) == set(four.topk(2).indices.tolist())
     blocks = Magnitude().gate(x, budget("50% of 1x4"), stats).reshape(5, 4, 4)
     assert torch.equal(blocks.all(-1), blocks.any(-1)) and (blocks.all(-1).sum(-1) == 2).all()
+
+
+def test_a_text_has_the_neurons_of_the_texts_that_it_is_like():
+    """Two planted topics, each with neurons of its own, and a text that begins like the second."""
+    loud = torch.zeros(2, 12)
+    loud[0, :4], loud[1, 6:10] = 3.0, 3.0
+    texts = torch.cat([loud[0].expand(5, 7, 12), loud[1].expand(6, 7, 12)]) + 0.1 * drawn(11, 7, 12).abs()
+    m, stats = CoreBySimilarity(topics=2, alpha=0.3).fit(texts), observe((), torch.ones(12, 1), torch.ones(1, 1))
+    core = m.begin(loud[:, None] + 0.5, budget("4"), stats)
+    assert core[0].nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert core[1].nonzero().flatten().tolist() == [6, 7, 8, 9]
+    keep, said, after = m.next(loud + 1, core, budget("4"), stats)
+    assert torch.equal(keep, core) and torch.equal(after, core) and torch.equal(said, (loud + 1) * core)
+
+
+def test_similarity_refuses_what_it_has_not_learnt():
+    stats = observe((), torch.ones(12, 1), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="learnt no texts"):
+        CoreBySimilarity().begin(drawn(3, 12), budget("4"), stats)
+    with pytest.raises(ValueError, match="3 texts cannot make 8 topics"):
+        CoreBySimilarity().fit(drawn(3, 5, 12))

@@ -93,6 +93,7 @@ STEPS = [
     "activations/chess 40% + threshold @ mlp",
     "activations/r_sparse 40% @ mlp, beyond 2",
     "activations/core_neurons 40% @ mlp",
+    "activations/core_by_similarity(topics=2) 40% @ mlp",
     "activations/delta 40% @ mlp, beyond 3",
     "activations/magnitude 40% @ decode",
 ]
@@ -197,6 +198,8 @@ def says_of_first_block(model, ids):
         ("activations/magnitude 50% + threshold", "llama", IDS[:, :1], "less than one window"),
         ("activations/magnitude 50% of 2x2", "llama", None, "counted one by one"),
         ("activations/magnitude 3:7", "llama", None, "do not divide into groups of 7"),
+        ("activations/core_by_similarity 50%", "llama", None, "is fitted on text"),
+        ("activations/core_by_similarity 50%", "llama", IDS, "cannot make 8 topics"),
         ("activations/core_neurons 50% + threshold", "llama", IDS, "gives no score"),
         ("activations/magnitude 50% @ nowhere", "llama", None, "nowhere"),
         ("activations/magnitude 50%\nactivations/wina 50% @ mlp", "llama", None, "decides what is read there"),

@@ -53,7 +53,7 @@ class Setting:
 SETTINGS = [
     *(Setting(g, "all") for g in ("random", "magnitude", "wina", "r_sparse", "r_sparse(low_rank=0.1)", "delta")),
     *(Setting(g, "all", "cut") for g in ("magnitude", "wina")),
-    *(Setting(g, "mlp") for g in ("random", "cats", "chess", "core_neurons")),
+    *(Setting(g, "mlp") for g in ("random", "cats", "chess", "core_neurons", "core_by_similarity")),
     *(Setting(g, "mlp", "cut") for g in ("cats", "chess")),
     *(Setting("wina", "down", how) for how in ("own", "cut", "tail")),
 ]
@@ -102,6 +102,7 @@ class Gated:
         for i, (site, tap) in enumerate(places):
             m = gate_of(setting.gate)
             m = replace(m, seed=i) if setting.gate == "random" else m
+            m = m.fit(self.hears(tap)) if isinstance(m, Remembering) else m
             one = One(m, share, self.stats(m, site), first, cuts and cuts[i], site.read(), kept)
             changes[Tap.read(tap)] = one.change
             if type(m).rest is not Gate.rest:
@@ -196,7 +197,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     gated, first = Gated(model, draw["calibration"]), args.length // 4
     dense = losses(model, draw["test"], first, args.batch)
     yield row_of("dense", "100%", 1.0, dense, dense)
-    for setting in SETTINGS:
+    for setting in (s for s in SETTINGS if s.name.startswith(tuple(args.settings.split(",")))):
         for share in DENSITIES:
             kept: list[float] = []
             began = time.monotonic()
@@ -239,6 +240,7 @@ def main() -> None:
     ask.add_argument("--test", type=int, default=16)
     ask.add_argument("--calibration", type=int, default=4)
     ask.add_argument("--batch", type=int, default=8)
+    ask.add_argument("--settings", default="", help="Only those whose name begins so, with commas.")
     ask.add_argument("--out", type=Path)
     ask.add_argument("--read", type=Path, help="Judge what was measured before.")
     args = ask.parse_args()

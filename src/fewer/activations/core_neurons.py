@@ -6,7 +6,9 @@ from torch import Tensor
 from fewer.activations import HIDDEN, Keep, Remembering
 from fewer.calibrate import Stats
 from fewer.core import Budget, Paper, method
-from fewer.select import select, top_each
+from fewer.select import select
+
+from ._cores import cores
 
 
 @method(
@@ -37,10 +39,7 @@ class CoreNeurons(Remembering):
     alpha: float = 0.4
 
     def begin(self, x: Float[Tensor, "*batch tokens in"], budget: Budget, stats: Stats) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        counts = ((rows > 0).sum(-1) * self.alpha).ceil().long()
-        loud = (top_each(rows, counts) & (rows > 0)).reshape(x.shape)
-        return select(loud.sum(-2).float(), budget)
+        return select(cores(x, self.alpha).sum(-2).float(), budget)
 
     def next(
         self, x: Float[Tensor, "*batch in"], memory: Tensor, budget: Budget, stats: Stats

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewer.activations import Cut
+from fewer.activations import Cut, Remembering
 from fewer.calibrate import Quantiles, Stats
 from fewer.calibrate.stats import see
 from fewer.core import Budget
@@ -45,7 +45,7 @@ def learn(
                     progress(f"calibrating {block}", number, len(walk.blocks))
                 here = [p for p in asking if walk.number(p.site) == number]
                 with walk.on(number), walk.near(number):
-                    _block(walk, number, here, engine)
+                    _block(walk, number, here, engine, data.shape[1])
                     if number < len(walk.blocks) - 1:
                         walk.advance(number)
     finally:
@@ -53,7 +53,11 @@ def learn(
 
 
 def _asks(p: Place) -> bool:
-    return bool(p.step.correctors or p.step.allocator) or any(k.of_input for k in p.gate.needs)
+    return bool(p.step.correctors or p.step.allocator) or any(k.of_input for k in p.gate.needs) or _learns(p)
+
+
+def _learns(p: Place) -> bool:
+    return isinstance(p.gate, Remembering) and p.gate.learns
 
 
 def _enough(p: Place, data: Tensor | None) -> None:
@@ -74,7 +78,7 @@ def _of_weights(p: Place) -> None:
             raise ValueError(f"{p.told.name}: NaN or infinite weights ({kind.__name__}); is the checkpoint whole?")
 
 
-def _block(walk: Walk, number: int, here: Sequence[Place], engine: Gating) -> None:
+def _block(walk: Walk, number: int, here: Sequence[Place], engine: Gating, length: int) -> None:
     """All that the places of a block learn."""
     wanted = [(p.told, tuple(k for k in p.gate.needs if k.of_input)) for p in here]
     found = observe(walk, number, [(s, kinds) for s, kinds in wanted if kinds])
@@ -82,10 +86,21 @@ def _block(walk: Walk, number: int, here: Sequence[Place], engine: Gating) -> No
         p.stats |= found.get(p.told.name, Stats())
     cutting = [p for p in here if p.step.correctors]
     ranked = {p: Quantiles.of(p.site.read()) for p in cutting}
-    if cutting:
-        engine.hear = lambda p, x: see(ranked[p], scores(p, x)) if p in ranked else None
+    texts: dict[Place, list[Tensor]] = {p: [] for p in here if _learns(p)}
+
+    def hear(p: Place, x: Tensor) -> None:
+        if p in ranked:
+            see(ranked[p], scores(p, x))
+        if p in texts:
+            texts[p].append(x.detach().reshape(-1, length, x.shape[-1]))
+
+    if cutting or texts:
+        engine.hear = hear
         walk.listen(number)
         engine.hear = None
+    for p, heard in texts.items():
+        assert isinstance(p.gate, Remembering)
+        p.learnt = p.gate.fit(torch.cat(heard))
 
     def under(p: Place, budget: Budget) -> None:
         p.budget = budget

@@ -31,12 +31,14 @@ class Place:
     beyond: int = 0  # so many tokens of a text are dense
     stats: Stats = field(default_factory=Stats)
     cut: float | None = None
+    learnt: Remembering | None = None  # the step's method with what it learnt here
     cost: Any = None  # what reads fewer columns, where there is such a thing
 
     @property
     def gate(self) -> Gate:
-        assert isinstance(self.step.method, Gate)
-        return self.step.method
+        method = self.learnt or self.step.method
+        assert isinstance(method, Gate)
+        return method
 
     @property
     def name(self) -> str:
