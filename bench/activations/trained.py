@@ -40,21 +40,22 @@ TRAINED: list[tuple[str, str, str, str | None]] = [
     *((g, d, ALL, None) for d in DENSITIES for g in ("q_sparse", "magnitude")),
     *(("cats", d, MLP, None) for d in DENSITIES),
     ("q_sparse", "100%", ALL, "relu"),
-    ("q_sparse", "100%", ALL, "relu2"),
     ("pro_sparse", "100%", MLP, "relu"),
     ("pro_sparse(stages=1)", "100%", MLP, "relu"),
     ("deft", "100%", MLP, "relu"),
+    ("q_sparse", "100%", ALL, "relu2"),
+    ("q_sparse", "50%", ALL, "relu2"),
 ]
 
 
 def uses(gate: str, share: str, where: str, act: str | None) -> list[tuple[str, str, str]]:
     """How a model is judged: (step, budget, where)."""
     whole = [("dense", "100%", "*")]
+    if share != "100%":
+        return [(gate, share, where)]
     if act is not None:
-        return whole + [("cats", d, MLP) for d in DENSITIES]
-    if share == "100%":
-        return whole + [(g, d, w) for g, w in FREE for d in DENSITIES]
-    return [(gate, share, where)]
+        return whole + [("cats", f"{d}{cut}", MLP) for d in DENSITIES for cut in ("", " + threshold")]
+    return whole + [(g, d, w) for g, w in FREE for d in DENSITIES]
 
 
 def taught(
@@ -69,12 +70,12 @@ def taught(
 
 
 @contextlib.contextmanager
-def using(model: nn.Module, use: tuple[str, str, str]) -> Iterator[Any]:
+def using(model: nn.Module, use: tuple[str, str, str], data: Tensor) -> Iterator[Any]:
     gate, share, where = use
     if gate == "dense":
         yield None
     else:
-        with fewer.apply(model, f"activations/{gate} {share} @ {where}") as applied:
+        with fewer.apply(model, f"activations/{gate} {share} @ {where}", data) as applied:
             yield applied
 
 
@@ -109,7 +110,7 @@ def main() -> None:
             model = taught(dense, job, Path(place) / str(number), text.split(a.batch), how)
             seconds = time.monotonic() - start
             for use in uses(*job):
-                with using(model, use) as applied:
+                with using(model, use, text[:16].to(a.device)) as applied:
                     e = mean(nll(model, held).cpu())
                 kept = [c.kept for c in applied.changes] if applied else [1.0]
                 row = {
