@@ -33,6 +33,7 @@ def recall(
         ),
     ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Hide facts in long code, let the model read it with each method, then ask: beside dense and random.
@@ -51,7 +52,9 @@ def recall(
 
     asked = Questions(tokens, count, turns, every, file=data)
     chosen = _split(methods) if methods else None
-    points = frontier(model, _split(axes), _split(budgets), chosen, jobs=jobs, found=found, questions=asked)
+    points = frontier(
+        model, _split(axes), _split(budgets), chosen, jobs=jobs, device=device, found=found, questions=asked
+    )
     rows = []
     for p in points:
         if (right := p.accuracy) is not None:

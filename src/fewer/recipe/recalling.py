@@ -170,7 +170,9 @@ class Asking(Measurable):
 
     def measured(self) -> Point:
         model = opened(self.model, self.device)
-        (found,) = recall(model, tokenizer_of(self.model), [self.step], self.asked, self.every, self.calibration)
+        (found,) = recall(
+            model, tokenizer_of(self.model), [self.step], self.asked, self.every, self.calibration.to(self.device)
+        )
         both = {"read": found.read, "remembered": found.kept, "held": found.bytes, "seconds": found.seconds}
         return dataclasses.replace(
             self.unmeasured(),
