@@ -52,10 +52,8 @@ def recall(
 
     asked = Questions(tokens, count, turns, every, file=data)
     chosen = _split(methods) if methods else None
-    points = frontier(
-        model, _split(axes), _split(budgets), chosen, jobs=jobs, device=device, found=found, questions=asked
-    )
-    rows = []
+    run = {"jobs": jobs, "device": device, "found": found, "questions": asked}
+    points, rows = frontier(model, _split(axes), _split(budgets), chosen, **run), []
     for p in points:
         if (right := p.accuracy) is not None:
             rows.append([p.step or "dense", f"{right.value:.2f} [{right.low:.2f}, {right.high:.2f}]", *(f"{t:.2f}" for t in p.turns),
