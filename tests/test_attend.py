@@ -1,5 +1,6 @@
 """What attention over pages and over blocks must do beyond agreeing with its reference: merge, ignore order, equal SDPA."""
 
+import os
 import subprocess
 import sys
 
@@ -97,12 +98,14 @@ def test_no_key_of_a_page_exceeds_its_bound(backend):
     assert (bound >= best - 1e-4).all() and torch.allclose(bound, corners.sum(-1).amax(2), atol=1e-4)
 
 
-def test_a_new_process_finds_the_loops_compiled():
+def test_a_new_process_finds_the_loops_compiled_and_is_left_its_one_thread():
     words = """import torch; from fewer.kernels import attend_blocks, attend_pages; from fewer.layout import Blocks
 x, i, n = torch.ones(1, 1, 16, 16), torch.arange(16).int(), torch.tensor([[16]]).int()
 a = attend_pages(x[:, :, :1], x[0], x[0], i[None], n[None] * 0, n, 1.0)[0]
 b = attend_blocks(x, x, x, Blocks.of_tokens(torch.ones(1, 1, 16, 16) > 0, (16, 16)), i[None, None], i[None], 1.0)[0]
-print(round(a.sum().item()), round(b.sum().item()))"""
+print(round(a.sum().item()), round(b.sum().item()), torch.get_num_threads())"""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("NUMBA_NUM_THREADS", None)
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
-        assert (done.returncode, done.stdout.strip()) == (0, "16 256"), done.stderr[-500:]
+        done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=env)
+        assert (done.returncode, done.stdout.strip()) == (0, "16 256 1"), done.stderr[-500:]

@@ -61,10 +61,8 @@ class _Teacher:
 
     @staticmethod
     def teach() -> None:
-        if "fewer.models" in sys.modules:
-            return  # it is being imported, and ends with the same
         try:
-            importlib.import_module("fewer.models")
+            importlib.import_module("fewer.models.hub")
         except ImportError as error:  # transformers itself must go on
             warnings.warn(f"transformers cannot open fewer's packed models: {error}", stacklevel=2)
 

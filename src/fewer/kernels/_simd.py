@@ -17,6 +17,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.ufunc import parallel
 from torch import Tensor
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -31,6 +32,7 @@ def _share_threads() -> None:
     told = os.environ.get("OMP_NUM_THREADS", "")  # numba wakes its whole pool for every loop: who has no work spins
     if told.isdigit() and "NUMBA_NUM_THREADS" not in os.environ:
         numba.config.NUMBA_NUM_THREADS = min(max(1, int(told)), numba.config.NUMBA_NUM_THREADS)
+        parallel.NUM_THREADS = numba.config.NUMBA_NUM_THREADS  # what it launches, and tells OpenMP and so torch
 
 
 _share_threads()

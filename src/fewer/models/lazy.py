@@ -7,9 +7,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fewer.layout import Dense
 
@@ -30,6 +27,9 @@ class _Source:
     """
 
     def __init__(self, path: Path, model: Any, dtype: torch.dtype) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
         self.stored, self.dtype = Checkpoint(path), dtype
         rules = get_model_conversion_mapping(model)
         renamings = [r for r in rules if isinstance(r, WeightRenaming)]
@@ -75,6 +75,8 @@ def open_lazily(path: str | Path, dtype: str = "float32") -> nn.Module:
     `ValueError` for a directory that is no model, and for a checkpoint that lacks a tensor of the model or would have
     one of its tensors split into several: open those with `open_model`.
     """
+    from transformers import AutoConfig
+
     place = Path(locate(path))
     config = AutoConfig.from_pretrained(place)
     compressed_tensors.forget(config)

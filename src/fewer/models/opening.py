@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
 
 from . import compressed_tensors
 from .checkpoint import Checkpoint
@@ -46,6 +43,8 @@ def open_model(name_or_path: str | Path, device: str = "cpu", dtype: str = "floa
     if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fewer":
         from . import hub as hub  # teaches transformers to open what we packed
     if told := compressed_tensors.told(config):
+        from huggingface_hub import snapshot_download
+
         place = place if Path(place).is_dir() else snapshot_download(place)
     if told or _foreign(place):
         from .lazy import open_packed
@@ -95,6 +94,8 @@ def locate(name_or_path: str | Path) -> str:
 
 
 def _config(place: str) -> Any:
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(place)
     except (OSError, json.JSONDecodeError) as error:
@@ -106,6 +107,8 @@ def _config(place: str) -> Any:
 
 def auto_class(config: Any) -> Any:
     """The transformers class that builds the architecture in the config, head included."""
+    import transformers
+
     name = (getattr(config, "architectures", None) or [""])[0]
     kind = next((auto for end, auto in HEADS.items() if name.endswith(end)), "AutoModel")
     return getattr(transformers, kind)
@@ -141,6 +144,8 @@ def tokenizer_of(place: str) -> Any:
         (path / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):
         return None
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError):  # a vision model on the hub
@@ -167,13 +172,15 @@ class _quiet:
     """transformers prints a table of what it did not load; we raise instead."""
 
     def __enter__(self) -> None:
+        from transformers.utils import logging as bars
+
         self.log = logging.getLogger("transformers")
         self.level = self.log.level
         self.log.setLevel(logging.ERROR)
-        self.bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
+        self.bars = bars if bars.is_progress_bar_enabled() else None
+        bars.disable_progress_bar()
 
     def __exit__(self, *error: object) -> None:
         self.log.setLevel(self.level)
         if self.bars:
-            transformers.utils.logging.enable_progress_bar()
+            self.bars.enable_progress_bar()

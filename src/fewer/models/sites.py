@@ -1,11 +1,11 @@
 """Every linear map of a model as a `Site` with a role: fused projections in parts, stacked experts one by one."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from fewer.core.site import Site
 
@@ -36,7 +36,7 @@ def sites(model: nn.Module, where: str = "*") -> list[Site]:
     found: list[tuple] = []
     reserved: list[tuple] = []
     owners: dict[tuple, Owner] = {}
-    foreign = isinstance(model, PreTrainedModel)
+    foreign = is_theirs(model)
     homes = stacks(model)
     for site in every_site(model):
         key = (id(_parameter(site)), site.index, site.name.rpartition("[")[2] if "[" in site.name else "")
@@ -63,6 +63,12 @@ def unseen(model: nn.Module) -> list[str]:
     return [name for name, p in inside if id(p) not in seen]
 
 
+def is_theirs(model: nn.Module) -> bool:
+    """Whether transformers made it: then its models have been imported, which takes seconds, and is not done here."""
+    theirs = sys.modules.get("transformers.modeling_utils")
+    return theirs is not None and isinstance(model, theirs.PreTrainedModel)
+
+
 def _parameter(site: Site) -> object:
     return site.module._parameters.get(site.param, site.module)
 
@@ -75,7 +81,7 @@ def _layer(name: str, homes: dict[str, nn.ModuleList]) -> int | None:
 def every_site(model: nn.Module) -> Iterator[Site]:
     """All linear maps with their roles, tied ones under each of their names, layers not yet told."""
     parents = dict(model.named_modules())
-    words = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    words = model.get_input_embeddings() if is_theirs(model) else None
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             if words is None or module is words:  # positions and token types are no maps from words

@@ -186,13 +186,17 @@ def _content(model: str) -> str:
     return hashlib.sha256(b"".join(f.name.encode() + _file(f) for f in files)).hexdigest()
 
 
+@functools.cache
+def _files(room: str, pattern: str) -> tuple[Path, ...]:
+    return tuple(sorted((Path(inspect.getfile(fewer)).parent / room).glob(pattern)))
+
+
 def _sources(step: Step | None) -> Iterator[Path]:
     """The code that a job runs: a change in another method's file, or in how reports look, measures nothing anew."""
-    root = Path(inspect.getfile(fewer)).parent
     for room in ENGINE:
-        yield from sorted((root / room).rglob("*.py"))
+        yield from _files(room, "**/*.py")
     if step:
-        yield from sorted((root / step.axis).glob("_*.py"))
+        yield from _files(step.axis, "_*.py")
         for method in filter(None, (step.method, step.allocator, *step.correctors)):
             yield Path(inspect.getfile(type(method)))
             yield from getattr(method, "files", ())  # what was learnt before
