@@ -1,8 +1,12 @@
 """Gates that break one rule each; tests/test_broken.py looks whether the rule notices."""
 
+from dataclasses import dataclass
+
+import torch
 from broken import broken
 
 from fewer import activations
+from fewer.calibrate.held import NONE, Held
 from fewer.select import select
 
 
@@ -60,3 +64,41 @@ class HearsTheSame(Remembers):
     def next(self, x, memory, budget, stats):
         keep = select(-x.abs(), budget)
         return keep, x.where(keep, -x), memory
+
+
+@dataclass(frozen=True)
+class Predicts(activations.Predictor):
+    """What the broken below share, in order: a linear map."""
+
+    file: str = ""
+    parts: Held = NONE
+
+    def begin(self, reads, neurons, make):
+        return {"w": torch.randn(neurons, reads, generator=make)}
+
+    def score(self, x, stats):
+        return x @ self.part("w", x).mT
+
+
+@broken("activations", "check_finds_more_than_random")
+class LearnsTheReverse(Predicts):
+    """Be taught who does not matter."""
+
+    def loss(self, x, right):
+        return super().loss(x, ~right)
+
+
+@broken("activations", "check_names_the_budget")
+class NamesTooMany(Predicts):
+    """Name whoever is likelier than not."""
+
+    def gate(self, x, budget, stats):
+        return self.score(x, stats) > 0
+
+
+@broken("activations", "check_says_what_it_reads")
+class ReadsForNothing(Predicts):
+    """Count no number of the predictor."""
+
+    def always(self, rows, cols, budget):
+        return 0

@@ -31,14 +31,14 @@ def attention(
     `data` is the corpus, how many windows, and how long they are; `run` the steps, the rate, what a step accumulates, the seed;
     `last` whether the model learns too, and the activation to put into its MLPs first.
     """
-    from fewer.activations import Gate
+    from fewer.activations import Gate, Predictor
     from fewer.attention import Mixer
     from fewer.core.spell import spell
     from fewer.models.activation import put_activation
     from fewer.recipe import apply
     from fewer.train import Cosine, Training, Tuned, learner_of
 
-    whole, acts = last[0] or isinstance(pupil, Gate), last[1]
+    whole, acts = last[0] or (isinstance(pupil, Gate) and not isinstance(pupil, Predictor)), last[1]
     ends = whole or isinstance(pupil, Mixer)
     teacher, (steps, rate, accumulate, seed) = None if ends else learner_of(type(pupil)), run
     if (out.suffix == ".safetensors") == whole:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewer.activations import HIDDEN, Allocator, Cut, Gate, Remembering, Share
+from fewer.activations import BEFORE, HIDDEN, Allocator, Cut, Gate, Predictor, Remembering, Share
 from fewer.calibrate import Stats
 from fewer.core import Budget, Group, Site
 from fewer.models import sites
@@ -31,7 +31,7 @@ class Place:
     beyond: int = 0  # so many tokens of a text are dense
     stats: Stats = field(default_factory=Stats)
     cut: float | None = None
-    learnt: Remembering | None = None  # the step's method with what it learnt here
+    learnt: Gate | None = None  # the step's method with what it learnt here
     cost: Any = None  # what reads fewer columns, where there is such a thing
 
     @property
@@ -39,6 +39,11 @@ class Place:
         method = self.learnt or self.step.method
         assert isinstance(method, Gate)
         return method
+
+    @property
+    def before(self) -> bool:
+        """Whether neurons are named before any of them is computed."""
+        return self.gate.place == BEFORE
 
     @property
     def name(self) -> str:
@@ -53,6 +58,8 @@ class Place:
     @property
     def saved(self) -> int:
         """The numbers of all columns (and of the rows that go with them) that a gate can leave out."""
+        if self.before and self.group:
+            return self.weights
         rows, cols = self.site.shape
         up = self.told.shape if self.group else (0, 0)
         return rows * cols + (up[0] * up[1] if self.act is not None else 0)
@@ -73,10 +80,15 @@ def places_of(model: nn.Module, steps: Recipe) -> list[Place]:
     for s in steps:
         where, phases, beyond = _words(s)
         _check(s)
-        found = _hidden(model, s, where) if s.method.place == HIDDEN else [(x, None, None) for x in sites(model, where)]  # type: ignore[attr-defined]
+        found = (
+            _hidden(model, s, where)
+            if s.method.place in (HIDDEN, BEFORE)
+            else [(x, None, None) for x in sites(model, where)]
+        )  # type: ignore[attr-defined]
         for site, group, act in found:
             _fits(s, site)
-            out.append(Place(s, site, len(out), s.budget, group, act, phases, beyond))
+            own = s.method.at(site.name) if isinstance(s.method, Predictor) else None
+            out.append(Place(s, site, len(out), s.budget, group, None if own else act, phases, beyond, learnt=own))
     seen: dict[str, Place] = {}
     for p in out:
         if (other := seen.setdefault(p.name, p)) is not p:

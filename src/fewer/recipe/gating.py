@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewer.activations import Pressed, Remembering
+from fewer.activations import Predictor, Pressed, Remembering
 from fewer.core import Change
 
 from .gates import Place, remembers, scores
@@ -37,7 +37,7 @@ class Gating:
 
     def heard(self, p: Place, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the map hears in x's place, and what is added to what it says."""
-        seen = x if p.act is None else self._gate(p, x)
+        seen = self._before(p, x) if p.before else x if p.act is None else self._gate(p, x)
         if self.hear is not None:
             self.hear(p, seen)
         if self.learning is not None and isinstance(p.gate, Pressed):
@@ -60,6 +60,14 @@ class Gating:
             said = "nothing" if opened is None else f"{tuple(opened.shape)}"
             raise ValueError(f"{p.name} reads {tuple(x.shape)}, and its MLP's activation said {said} before it")
         return opened
+
+    def _before(self, p: Place, x: Tensor) -> Tensor:
+        """What the MLP heard whose neurons x are, or the first MLP."""
+        heard = self.opened.pop(p, None)
+        if heard is None or heard.shape[:-1] != x.shape[:-1]:
+            said = "nothing" if heard is None else f"{tuple(heard.shape)}"
+            raise ValueError(f"{p.name} reads {tuple(x.shape)}, and what is to name its neurons heard {said} before it")
+        return heard
 
     def _keep(self, p: Place, seen: Tensor) -> Tensor:
         if p.cut is not None:
@@ -162,10 +170,22 @@ def gating(model: nn.Module, places: Sequence[Place]) -> Iterator[Gating]:
         for module, here in modules.items():
             stack.enter_context(_around(module, _gated(engine, here)))
         for p in engine.places:
+            if p.before:
+                stack.callback(_listen(engine, p).remove)
             if p.act is not None:
                 hook = p.act.register_forward_hook(lambda _, args, said, p=p: engine.opened.update({p: said}))
                 stack.callback(hook.remove)
         yield engine
+
+
+def _listen(engine: Gating, p: Place) -> Any:
+    """What the MLP of a predictor hears, or the first of all of them, is kept until its neurons are there."""
+    gate = p.gate
+    assert isinstance(gate, Predictor)
+    home = next(q for q in engine.places if q.step is p.step) if gate.first else p
+    assert home.group is not None
+    module = home.group.writers[0].module
+    return module.register_forward_pre_hook(lambda _, args: engine.opened.update({p: args[0]}))
 
 
 def _gated(engine: Gating, here: list[Place]) -> Callable[[Original, Tensor], Tensor]:

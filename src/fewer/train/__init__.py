@@ -24,6 +24,8 @@ from .loop import Training as Training
 from .loop import train as train
 from .masks import Masks as Masks
 from .masks import next_token as next_token
+from .predicted import Predicted as Predicted
+from .predicted import recalls as recalls
 from .pupil import Lesson as Lesson
 from .pupil import Pupil as Pupil
 from .rate import Cosine as Cosine

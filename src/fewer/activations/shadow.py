@@ -1,0 +1,53 @@
+"""ShadowLLM: one network for the whole model, which hears its beginning."""
+
+from dataclasses import field
+
+import torch
+from torch import Generator, Tensor
+
+from fewer.activations import Hidden, Named, Predictor
+from fewer.calibrate import Stats
+from fewer.calibrate.held import NONE, Held
+from fewer.core import Paper, method
+
+
+@method(
+    Paper(
+        "2406.16635",
+        "ShadowLLM: Predictor-based Contextual Sparsity for Large Language Models",
+        2024,
+        ledger=350,
+        equation="section 3",
+    )
+)
+class Shadow(Predictor):
+    """Compute the hidden neurons that one network, from what the first MLP hears, finds likeliest to have the largest |h dL/dh|.
+
+    score = B_l relu(A x) + b_l: A [rank, width] is shared by all MLPs, B_l and b_l are those of MLP l. h dL/dh is how far the loss of
+    the text's next tokens moves with a neuron (the paper's plainact).
+
+    `fewer train activations/shadow 30% -o shadow.safetensors` learns, `activations/shadow(file=shadow.safetensors) 30%` computes.
+
+    Differs from the paper: each token is predicted for itself, not a text for all that follows; neurons alone, no heads; cross
+    entropy to the true set, not the error of scores. The shared matrix is counted as read once an MLP.
+
+    >>> held = Held({"shared_reads": torch.tensor([[1.0, -1.0]]), "says": torch.tensor([[2.0], [-1.0]]), "bias": torch.tensor([0.0, 4.0])})
+    >>> Shadow(parts=held).score(torch.tensor([4.0, 1.0]), observe((), torch.ones(1, 1), torch.ones(1, 1)))  # relu(4 - 1) = 3
+    tensor([6., 1.])
+    """
+
+    first = True
+    feels = True
+    rank: int = 256
+    file: str = ""
+    parts: Held = field(default=NONE, repr=False)
+
+    def begin(self, reads: int, neurons: int, make: Generator) -> dict[str, Tensor]:
+        return {
+            "shared_reads": torch.randn(self.rank, reads, generator=make) / reads**0.5,
+            "says": torch.randn(neurons, self.rank, generator=make) * 0.1 / self.rank**0.5,
+            "bias": torch.zeros(neurons),
+        }
+
+    def score(self, x: Hidden, stats: Stats) -> Named:
+        return (x @ self.part("shared_reads", x).mT).relu() @ self.part("says", x).mT + self.part("bias", x)
