@@ -17,7 +17,7 @@ MUTATE  ?=
 FLOORS  := src/fewer/core src/fewer/layout src/fewer/kernels
 # One thread in each process: the processes are the parallelism, and sums come out the same everywhere.
 # What was compiled once is not compiled again by the many processes that tests start.
-ONE     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
+ONE     := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 QUIET   := NO_MKDOCS_2_WARNING=1
 
 .PHONY: demo test lint docs bench mutate lines clean install install-test
