@@ -1,62 +1,27 @@
 """fewer train weights/...: masks, learnt through the loss of the whole model."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from fewer.core import Budget, Method
-
-from ._bar import Bar, both, loss
-from ._print import lines, note
-from ._text import LEARNT, tokenizer_for
+from ._bar import Bar
+from ._print import note
+from ._train_job import Job
 
 
-def masks(
-    pupil: Method,
-    kept: Budget,
-    model: str,
-    out: Path,
-    data: tuple[str, int, int],
-    run: tuple[int, float, int, int],
-    batch: int,
-    where: str,
-    prior: str | None,
-    device: str,
-    force: bool,
-    json: bool,
-    board: Callable[[Any], None] | None,
-) -> None:
-    """Learn and write them, and say what to write in a step then.
-
-    `data` is the corpus, how many windows, and how long they are; `run` the steps, the rate, what a step accumulates, the seed.
-    """
-    from fewer.core.spell import spell
+def masks(job: Job, prior: str | None) -> None:
+    """Learn and write them, near those of the step `prior` if there is one, and say what to write in a step then."""
     from fewer.recipe import step
-    from fewer.train import Cosine, Training, learner_of
+    from fewer.train import learner_of
 
-    teacher, first, (steps, rate, accumulate, seed) = learner_of(type(pupil)), prior and step(prior), run
-    if out.suffix != ".npz":
-        raise ValueError(f"{out}: its name must end in .npz")
-    how = Training(steps, Cosine(rate, rate / 10), accumulate, seed=seed)
-    with Bar(json) as bar:
-        told = both(board, (lambda row: lines([row])) if json else loss(bar("learning")))
-        dense, tokens = opened(model, device, data, seed)
-        known = _known(dense, first, where, tokens) if first else None
-        job = teacher(dense, out, where, how, known, told=told, force=force)
-        learnt = job.fit(pupil, kept, list(tokens.split(batch)))
-    note(f'written: {out}; use it as "{spell(learnt)} {kept}{"" if where == "*" else f" @ {where}"}"')
-
-
-def opened(model: str, device: str, data: tuple[str, int, int], seed: int) -> tuple[Any, Any]:
-    """The model, and windows of text to learn from."""
-    from fewer.data import corpus
-    from fewer.data import windows as cut
-    from fewer.models import open_model
-
-    source, windows, length = data
-    tokenizer = tokenizer_for(model, LEARNT)
-    tokens = cut(corpus(source, "calibration"), tokenizer, length, windows, seed)
-    return open_model(model, device)[0], tokens
+    teacher, first = learner_of(type(job.pupil)), prior and step(prior)
+    if job.out.suffix != ".npz":
+        raise ValueError(f"{job.out}: its name must end in .npz")
+    with Bar(job.json) as bar:
+        told = job.told(bar)
+        dense, tokens = job.opened()
+        known = _known(dense, first, job.where, tokens) if first else None
+        learner = teacher(dense, job.out, job.where, job.how, known, told=told, force=job.force)
+        learnt = learner.fit(job.pupil, job.kept, list(tokens.split(job.batch)))
+    job.written(learnt)
 
 
 def _known(model: Any, first: Any, where: str, tokens: Any) -> dict[str, Any]:

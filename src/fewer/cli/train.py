@@ -8,8 +8,8 @@ import typer
 
 from ._print import Json
 from ._text import Data, Length
-from ._train_attention import attention
 from ._train_dictionary import Wanted, dictionary
+from ._train_job import Job
 from ._train_masks import masks
 from ._train_options import (
     Accumulate,
@@ -39,6 +39,7 @@ from ._train_options import (
     Whole,
     Windows,
 )
+from ._train_running import running
 
 WHAT = "What learns: features/top_k, weights/mask_llm, attention/seer, activations/q_sparse, with fields if you like."
 OUT = "What to write: a directory for a dictionary or a model, .npz for masks, .safetensors for attention."
@@ -102,9 +103,10 @@ def train(
             other = (words, hide, keep, begin, boost, groups, seeds, store, share)
             wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
-        run, text = (steps, rate or 5e-4, accumulate, seed), (data, windows, length)
-        learnt, last = (masks, prior) if axis == "weights" else (attention, (whole, activation))
-        learnt(pupil, kept, model, out, text, run, batch, where, last, device, force, json, board)  # type: ignore[arg-type]
+        job = Job(
+            pupil, kept, model, out, data, windows, length, steps, rate or 5e-4, batch, accumulate, seed, where, device, force, json, board
+        )  # fmt: skip
+        masks(job, prior) if axis == "weights" else running(job, whole, activation)
 
 
 def _read(method: str, budget: str) -> tuple[Any, Any, str]:
