@@ -103,9 +103,8 @@ def train(
             other = (words, hide, keep, begin, boost, groups, seeds, store, share)
             wanted = Wanted(*sites, latents, tokens, rate, seed, skip, test, *other)
             return dictionary(pupil, kept, model, out, (data, length), wanted, device, force, json, board)  # type: ignore[arg-type]
-        job = Job(
-            pupil, kept, model, out, data, windows, length, steps, rate or 5e-4, batch, accumulate, seed, where, device, force, json, board
-        )  # fmt: skip
+        text, run = (data, windows, length), (steps, rate or 5e-4, batch, accumulate, seed)
+        job = Job(pupil, kept, model, out, *text, *run, where, device, force, json, board)
         masks(job, prior) if axis == "weights" else running(job, whole, activation)
 
 
