@@ -6,6 +6,7 @@ from tiny import batch, build
 from torch.nn import functional as F
 
 import fewer
+from fewer import kernels
 from fewer.models import sites
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral", "phi3", "gpt2", "gpt_neox", "falcon", "bert", "vit")
@@ -218,3 +219,28 @@ def test_weights_that_are_no_numbers_are_refused():
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj: NaN or infinite"):
         says(model, "activations/wina 50%", input_ids=IDS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])
+def test_maps_lie_by_columns_meanwhile_and_as_they_did_afterwards(family):
+    model = build(family)
+    before = {n: (p.clone(), p.stride()) for n, p in model.named_parameters()}
+    with fewer.apply(model, "activations/magnitude 50%"):
+        assert all(s.read().mT.is_contiguous() for s in sites(model) if s.part is None)
+        assert all(torch.equal(p, before[n][0]) for n, p in model.named_parameters())
+    assert all(torch.equal(p, before[n][0]) and p.stride() == before[n][1] for n, p in model.named_parameters())
+
+
+def test_a_step_of_decoding_reads_columns_and_says_what_masks_say(monkeypatch):
+    from fewer.recipe import gating
+
+    calls = []
+    monkeypatch.setattr(
+        gating, "gated_linear", lambda *args, **words: calls.append(args) or kernels.gated_linear(*args, **words)
+    )
+    model, words = build("llama"), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    with fewer.apply(model, "activations/wina 40% + threshold @ decode", IDS):
+        fast = model.generate(IDS[:2], **words)
+        assert len(calls) == 5 * 14 and all(x.shape[:2] == (2, 1) for x, *_ in calls)
+        with kernels.using("ref"):
+            assert torch.equal(fast, model.generate(IDS[:2], **words))

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 from fewer.activations import Predictor, Pressed, Remembering
 from fewer.core import Change
+from fewer.kernels import gated_linear
+from fewer.kernels.gated_linear import MOST
 
+from .columns import by_columns, fits
 from .gates import Place, remembers, scores
 from .passage import Passage, passing
 
@@ -166,6 +169,7 @@ def gating(model: nn.Module, places: Sequence[Place]) -> Iterator[Gating]:
     for p in engine.places:
         modules.setdefault(p.site.module, []).append(p)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(by_columns([p.site for p in engine.places]))
         stack.enter_context(passing(model, engine))
         for module, here in modules.items():
             stack.enter_context(_around(module, _gated(engine, here)))
@@ -191,10 +195,12 @@ def _listen(engine: Gating, p: Place) -> Any:
 def _gated(engine: Gating, here: list[Place]) -> Callable[[Original, Tensor], Tensor]:
     """What a module says when its places hear what they are to hear."""
     if len(here) == 1 and here[0].site.part is None:
+        (p,), columns = here, fits(here[0].site)
 
         def alone(original: Original, x: Tensor) -> Tensor:
-            heard, rest = engine.heard(here[0], x)
-            said = original(heard)
+            heard, rest = engine.heard(p, x)
+            few = columns and heard is not x and x.numel() <= MOST * x.shape[-1]
+            said = gated_linear(heard, p.site.read(), bias=p.site.bias) if few else original(heard)
             return said if rest is None else said + rest.to(said.dtype)
 
         return alone

@@ -3,7 +3,7 @@
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from fewer.kernels import backend_of, load
+from fewer.kernels import backend_of, backends, load
 
 MOST = 8  # tokens
 
@@ -27,7 +27,5 @@ def gated_linear(
     tensor([-6.])
     """
     backend = backend_of(x, w)
-    plain = x.numel() > MOST * x.shape[-1] or not w.mT.is_contiguous()
-    return load("gated_linear", "ref" if plain and backend in ("cpu", "gpu") else backend)(
-        x, w, reach, cut, scale, bias
-    )
+    fast = backend in backends("gated_linear") and x.numel() <= MOST * x.shape[-1] and w.mT.is_contiguous()
+    return load("gated_linear", backend if fast else "ref")(x, w, reach, cut, scale, bias)
