@@ -24,7 +24,7 @@ install_import_hook(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--share", default="1", help="run so many of all tests, such as 2/5: others at each commit (`.ci/run`)"
+        "--share", default="1", help="run so many of all tests, such as 3/5: others at each commit (`.ci/run`)"
     )
     parser.addoption("--draw", default="", help="what draws them, such as a commit's name")
 
