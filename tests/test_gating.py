@@ -166,6 +166,18 @@ def test_thresholds_meet_the_budget_on_average_and_are_written_and_read(tmp_path
         says(build("gpt2"), f"activations/magnitude 30% + threshold(file='{file}')", input_ids=data)
 
 
+def test_thresholds_from_a_file_go_with_what_a_gate_must_know_of_its_map(tmp_path):
+    from fewer.recipe.cutting import write_cuts
+
+    model, step = build("llama"), "activations/chess 40% + threshold{} @ mlp"
+    fitted, applied = says(model, step.format(""), IDS, input_ids=IDS)
+    file = write_cuts(applied.gating, tmp_path / "cuts.safetensors")
+    again, _ = says(model, step.format(f"(file='{file}')"), IDS, input_ids=IDS)
+    assert torch.equal(fitted, again)
+    with pytest.raises(ValueError, match="is fitted on text"):
+        says(model, step.format(f"(file='{file}')"), input_ids=IDS)
+
+
 def test_greedy_budgets_lose_less_in_each_block_than_equal_ones():
     model, lost = build("llama"), {}
     for by in ("", " by greedy"):

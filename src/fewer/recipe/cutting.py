@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewer.activations import Cut, Remembering
 from fewer.calibrate import Quantiles, Stats
+from fewer.calibrate.held import read_parts, write_parts
 from fewer.calibrate.stats import see
 from fewer.core import Budget
 from fewer.measure.quality import at_rest
@@ -27,12 +27,10 @@ def learn(
 
     ValueError, before any work: data that somebody asks for and that are missing or too short.
     """
-    known = _from_files(engine.places)
     for p in engine.places:
+        p.cut = _from_file(p)
         _of_weights(p)
-    asking = [p for p in engine.places if _asks(p) and p.name not in known]
-    for p in engine.places:
-        p.cut = known.get(p.name)
+    asking = [p for p in engine.places if _asks(p)]
     if not asking:
         return
     _enough(asking[0], data)
@@ -53,7 +51,12 @@ def learn(
 
 
 def _asks(p: Place) -> bool:
-    return bool(p.step.correctors or p.step.allocator) or any(k.of_input for k in p.gate.needs) or _learns(p)
+    return _ranks(p) or any(k.of_input for k in p.gate.needs) or _learns(p)
+
+
+def _ranks(p: Place) -> bool:
+    """Whether its threshold or its budget is to be found; one that a file holds was found with both."""
+    return p.cut is None and bool(p.step.correctors or p.step.allocator)
 
 
 def _learns(p: Place) -> bool:
@@ -84,7 +87,8 @@ def _block(walk: Walk, number: int, here: Sequence[Place], engine: Gating, lengt
     found = observe(walk, number, [(s, kinds) for s, kinds in wanted if kinds])
     for p in here:
         p.stats |= found.get(p.told.name, Stats())
-    cutting = [p for p in here if p.step.correctors]
+    ranking = [p for p in here if _ranks(p)]
+    cutting = [p for p in ranking if p.step.correctors]
     ranked = {p: Quantiles.of(p.site.read()) for p in cutting}
     texts: dict[Place, list[Tensor]] = {p: [] for p in here if _learns(p)}
 
@@ -108,10 +112,10 @@ def _block(walk: Walk, number: int, here: Sequence[Place], engine: Gating, lengt
             assert isinstance(cut, Cut)
             p.cut = None if budget.whole else cut.fit(ranked[p], budget, p.site.shape[1])
 
-    for p in here:
+    for p in ranking:
         under(p, p.budget)
-    for allocator in dict.fromkeys(p.step.allocator for p in here if p.step.allocator):
-        some = [p for p in here if p.step.allocator == allocator]
+    for allocator in dict.fromkeys(p.step.allocator for p in ranking if p.step.allocator):
+        some = [p for p in ranking if p.step.allocator == allocator]
         error = _error(walk, number, some, under, engine)
         for p, budget in zip(
             some, allocator.allocate(some[0].step.budget, [p.share for p in some], error), strict=True
@@ -140,26 +144,21 @@ def _error(
     return error
 
 
-def _from_files(places: Sequence[Place]) -> dict[str, float]:
-    """The thresholds that files hold, by place. ValueError: a place that a file lacks."""
-    out: dict[str, float] = {}
-    for p in places:
-        for file in (getattr(c, "file", "") for c in p.step.correctors):
-            if file:
-                held = load_file(Path(file))
-                if p.name not in held:
-                    raise ValueError(
-                        f"{file} holds no threshold for {p.name}, but {', '.join(sorted(held)[:3])} ...; fit it anew"
-                    )
-                out[p.name] = float(held[p.name])
-    return out
+def _from_file(p: Place) -> float | None:
+    """The threshold that a file holds for a place. ValueError: it holds those of others."""
+    file = next((c.file for c in p.step.correctors if getattr(c, "file", "")), None)
+    if file is None:
+        return None
+    held = read_parts(file)
+    if p.name not in held:
+        raise ValueError(f"{file} holds no threshold for {p.name}, but {', '.join(sorted(held)[:3])} ...; fit it anew")
+    return float(held[p.name]["cut"])
 
 
 def write_cuts(engine: Gating, path: str | Path) -> Path:
     """The thresholds of an engine as the file that `activations/threshold(file=...)` reads."""
-    cuts = {p.name: torch.tensor(p.cut, dtype=torch.float64) for p in engine.places if p.cut is not None}
+    cuts = {p.name: {"cut": torch.tensor(p.cut, dtype=torch.float64)} for p in engine.places if p.cut is not None}
     if not cuts:
         raise ValueError("no place has a threshold: write '+ threshold' after the budget")
-    part = Path(f"{path}.part")
-    save_file(cuts, part)
-    return part.replace(path)
+    write_parts(path, cuts, {})
+    return Path(path)
