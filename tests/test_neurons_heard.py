@@ -100,3 +100,8 @@ def test_the_command_speaks_json(capsys):
     assert main(["neurons", "bundled", "--calibration", "1", "--test", "2", "--length", "16", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 11 and rows[-1]["read"] == pytest.approx(sum(r["read"] for r in rows[:-1]))
+
+
+def test_an_mlp_in_two_modules_reads_both_of_its_maps():
+    layers = neurons(build("bert"), tokens(), tokens(seed=1))
+    assert [sum(r.bytes for r in layer.reading) for layer in layers] == [2 * 2 * 32 * 48] * 2

@@ -50,6 +50,12 @@ def groups(model: nn.Module, where: str = "*") -> list[Group]:
     return out
 
 
+def mlps(model: nn.Module, where: str = "*") -> list[Group]:
+    """The groups that are MLPs and of which `where` names a map; there may be none."""
+    names = {s.name for s in sites(model, where)}
+    return [g for g in every_group(model) if g.reader.role == "down" and names & {s.name for s in g.sites}]
+
+
 def every_group(model: nn.Module) -> Iterator[Group]:
     """All groups inside the blocks, whether their heads may leave or not."""
     found = sites(model)

@@ -26,7 +26,7 @@ from fewer.measure import (
 )
 from fewer.measure.tail import on, output_size
 from fewer.models import sites
-from fewer.models.sites import every_site
+from fewer.models.groups import mlps
 from fewer.models.tap import Tap, activations, hooked
 
 MEMORY = 1 << 29  # bytes of hidden neurons held at a time: as many layers are heard in one run as fit
@@ -82,7 +82,7 @@ def neurons(
     something is, the gate, and of the other two maps what is on; stored as `stored`.
     """
     found = hidden_sites(model)
-    layers = []
+    layers, written = [], {g.reader.name: g.writers for g in mlps(model)}
     for group in _groups(found, (len(fit) + len(tokens)) * tokens.shape[1]):
         learnt, heard = _heard(model, group, fit), _heard(model, group, tokens)
         for site, some, h in zip(group, learnt, heard, strict=True):
@@ -93,7 +93,12 @@ def neurons(
             tail = tail_score(h.split(1), down, cut)
             layers.append(
                 Layer(
-                    site.name, cut, active, reuse([is_on]), tail, _reading(model, site, active.density.estimate, stored)
+                    site.name,
+                    cut,
+                    active,
+                    reuse([is_on]),
+                    tail,
+                    _reading(written.get(site.name, ()), site, active.density.estimate, stored),
                 )
             )
             if progress:
@@ -172,10 +177,8 @@ def _heard(model: nn.Module, group: Sequence[Site], ids: Tensor) -> list[Tensor]
     return [h.reshape(*ids.shape, -1) for h in together]  # some models put all tokens in one row before their MLP
 
 
-def _reading(model: nn.Module, site: Site, density: Estimate, stored: torch.dtype) -> tuple[Reading, ...]:
-    parent = site.name.rpartition(".")[0] + "."
+def _reading(beside: Sequence[Site], site: Site, density: Estimate, stored: torch.dtype) -> tuple[Reading, ...]:
     whole = Estimate(1.0, 1.0, 1.0, density.n)
-    beside = [s for s in every_site(model) if s.role in ("gate", "up") and s.name.startswith(parent)]
     gated = any(s.role == "gate" for s in beside)
     maps = [(s, density if gated and s.role == "up" else whole) for s in beside] + [(site, density)]
     return tuple(reads(d, *s.read().shape, stored) for s, d in maps)
