@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fewer.activations import HIDDEN, Keep, Remembering
 from fewer.calibrate import Stats
 from fewer.core import Budget, Paper, method
 from fewer.select import select
 
-from ._cores import cores
+from ._cores import Fixed, cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ class Topics:
         equation="section 4.2",
     )
 )
-class CoreBySimilarity(Remembering):
+class CoreBySimilarity(Fixed):
     """Compute, for the whole rest of a text, the neurons that were loudest in the texts its beginning is most like.
 
     `fit` deals out other texts to `topics` (k-means on the directions of their mean activations) and counts, for each topic, at how many
@@ -46,7 +45,6 @@ class CoreBySimilarity(Remembering):
     tensor([False, False,  True])
     """
 
-    place = HIDDEN
     learns = True
     topics: int = 8
     alpha: float = 0.4
@@ -73,8 +71,3 @@ class CoreBySimilarity(Remembering):
             raise ValueError("core_by_similarity has learnt no texts: `fit` it on some first")
         topic: Int[Tensor, " *batch"] = (F.normalize(x.float().mean(-2), dim=-1) @ self.known.centres.mT).argmax(-1)
         return select(self.known.votes[topic], budget)
-
-    def next(
-        self, x: Float[Tensor, "*batch in"], memory: Tensor, budget: Budget, stats: Stats
-    ) -> tuple[Keep, Float[Tensor, "*batch in"], Tensor]:
-        return memory, x.where(memory, 0), memory

@@ -3,12 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fewer.activations import HIDDEN, Keep, Remembering
 from fewer.calibrate import Stats
 from fewer.core import Budget, Paper, method
 from fewer.select import select
 
-from ._cores import cores
+from ._cores import Fixed, cores
 
 
 @method(
@@ -20,7 +19,7 @@ from ._cores import cores
         equation="definitions 1 and 2",
     )
 )
-class CoreNeurons(Remembering):
+class CoreNeurons(Fixed):
     """Compute, for the whole rest of a text, the neurons that were loudest at most of the tokens it began with.
 
     A token's core is the share `alpha` of its positive activations, the largest; the text's core are the neurons that most of its
@@ -35,13 +34,7 @@ class CoreNeurons(Remembering):
     tensor([ True, False, False])
     """
 
-    place = HIDDEN
     alpha: float = 0.4
 
     def begin(self, x: Float[Tensor, "*batch tokens in"], budget: Budget, stats: Stats) -> Tensor:
         return select(cores(x, self.alpha).sum(-2).float(), budget)
-
-    def next(
-        self, x: Float[Tensor, "*batch in"], memory: Tensor, budget: Budget, stats: Stats
-    ) -> tuple[Keep, Float[Tensor, "*batch in"], Tensor]:
-        return memory, x.where(memory, 0), memory

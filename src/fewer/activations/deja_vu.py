@@ -2,13 +2,10 @@
 
 from dataclasses import field
 
-import torch
-from torch import Generator, Tensor
-
-from fewer.activations import Hidden, Named, Predictor
-from fewer.calibrate import Stats
 from fewer.calibrate.held import NONE, Held
 from fewer.core import Paper, method
+
+from ._narrow import Narrow
 
 
 @method(
@@ -16,7 +13,7 @@ from fewer.core import Paper, method
         "2310.17157", "Deja Vu: Contextual Sparsity for Efficient LLMs at Inference Time", 2023, equation="section 4.1"
     )
 )
-class DejaVu(Predictor):
+class DejaVu(Narrow):
     """Compute the hidden neurons that a network of two layers, narrow between them, finds likeliest to be among the largest |h|.
 
     score = B relu(A x) + b, with x what the MLP hears, A [rank, width] and B [neurons, rank]; learnt as log-odds, by cross
@@ -35,13 +32,3 @@ class DejaVu(Predictor):
     rank: int = 64
     file: str = ""
     parts: Held = field(default=NONE, repr=False)
-
-    def begin(self, reads: int, neurons: int, make: Generator) -> dict[str, Tensor]:
-        return {
-            "reads": torch.randn(self.rank, reads, generator=make) / reads**0.5,
-            "says": torch.randn(neurons, self.rank, generator=make) * 0.1 / self.rank**0.5,
-            "bias": torch.zeros(neurons),
-        }
-
-    def score(self, x: Hidden, stats: Stats) -> Named:
-        return (x @ self.part("reads", x).mT).relu() @ self.part("says", x).mT + self.part("bias", x)

@@ -2,13 +2,10 @@
 
 from dataclasses import field
 
-import torch
-from torch import Generator, Tensor
-
-from fewer.activations import Hidden, Named, Predictor
-from fewer.calibrate import Stats
 from fewer.calibrate.held import NONE, Held
 from fewer.core import Paper, method
+
+from ._narrow import Narrow
 
 
 @method(
@@ -20,7 +17,7 @@ from fewer.core import Paper, method
         equation="section 3",
     )
 )
-class Shadow(Predictor):
+class Shadow(Narrow):
     """Compute the hidden neurons that one network, from what the first MLP hears, finds likeliest to have the largest |h dL/dh|.
 
     score = B_l relu(A x) + b_l: A [rank, width] is shared by all MLPs, B_l and b_l are those of MLP l. h dL/dh is how far the loss of
@@ -36,18 +33,9 @@ class Shadow(Predictor):
     tensor([6., 1.])
     """
 
+    reads = "shared_reads"
     first = True
     feels = True
     rank: int = 256
     file: str = ""
     parts: Held = field(default=NONE, repr=False)
-
-    def begin(self, reads: int, neurons: int, make: Generator) -> dict[str, Tensor]:
-        return {
-            "shared_reads": torch.randn(self.rank, reads, generator=make) / reads**0.5,
-            "says": torch.randn(neurons, self.rank, generator=make) * 0.1 / self.rank**0.5,
-            "bias": torch.zeros(neurons),
-        }
-
-    def score(self, x: Hidden, stats: Stats) -> Named:
-        return (x @ self.part("shared_reads", x).mT).relu() @ self.part("says", x).mT + self.part("bias", x)

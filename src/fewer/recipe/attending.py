@@ -21,13 +21,13 @@ from fewer.models.cache_layer import Asked, Engine
 from .meter import Meter, Metered
 from .mixing import mixed, noted, parted
 from .own import Own
+from .phases import FEW
 from .refreshed import refreshed
 from .remembered import Remembered
 from .reread import reread
 from .steps import Recipe, Step
 from .ways import Ways, refresher_of, rereader_of, ways_of
 
-FEW = 16  # new tokens that are a step of decoding
 AXES = ("attention", "cache")
 
 

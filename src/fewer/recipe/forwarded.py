@@ -25,12 +25,17 @@ def forwarded(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             model.forward = before
 
 
+def named(kwargs: dict[str, Any]) -> str:
+    """The name that the cache goes by among what a model's `forward` is given; '' if there is none."""
+    return next((name for name, x in kwargs.items() if isinstance(x, Cache)), "")
+
+
 def given(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor | None, str, list[Memory]]:
     """What a model's `forward` is given: the tokens, the name that its cache goes by, and what our layers of that remember.
 
     A cache that is given by its place alone has no name: ''.
     """
     ids = kwargs.get("input_ids", args[0] if args else None)
-    name = next((name for name, x in kwargs.items() if isinstance(x, Cache)), "")
+    name = named(kwargs)
     layers = kwargs[name].layers if name else []
     return ids if isinstance(ids, Tensor) else None, name, [x.memory for x in layers if isinstance(x, Layer)]

@@ -1,20 +1,18 @@
 """Where the gates of a recipe listen in a model: checked before anything runs."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
-from fewer.activations import BEFORE, HIDDEN, Allocator, Cut, Gate, Predictor, Remembering, Share
+from fewer.activations import BEFORE, HIDDEN, Allocator, Cut, Gate, Predictor, Share
 from fewer.calibrate import Stats
 from fewer.core import Budget, Group, Site
 from fewer.models import sites
 from fewer.models.activation import ACTS
-from fewer.models.groups import every_group
+from fewer.models.groups import mlps
 
+from .phases import PHASES, lengths_of, rest_of, words_of
 from .steps import Recipe, Step, kind
-
-PHASES = ("prefill", "decode")
 
 
 @dataclass(eq=False)
@@ -23,7 +21,6 @@ class Place:
 
     step: Step
     site: Site
-    number: int
     budget: Budget
     group: Group | None = None  # the MLP of a hidden place
     act: nn.Module | None = None  # its activation, where another map is multiplied by it
@@ -32,7 +29,6 @@ class Place:
     stats: Stats = field(default_factory=Stats)
     cut: float | None = None
     learnt: Gate | None = None  # the step's method with what it learnt here
-    cost: Any = None  # what reads fewer columns, where there is such a thing
 
     @property
     def gate(self) -> Gate:
@@ -88,7 +84,7 @@ def places_of(model: nn.Module, steps: Recipe) -> list[Place]:
         for site, group, act in found:
             _fits(s, site)
             own = s.method.at(site.name) if isinstance(s.method, Predictor) else None
-            out.append(Place(s, site, len(out), s.budget, group, None if own else act, phases, beyond, learnt=own))
+            out.append(Place(s, site, s.budget, group, None if own else act, phases, beyond, learnt=own))
     seen: dict[str, Place] = {}
     for p in out:
         if (other := seen.setdefault(p.name, p)) is not p:
@@ -100,11 +96,8 @@ def places_of(model: nn.Module, steps: Recipe) -> list[Place]:
 
 def _words(s: Step) -> tuple[str, tuple[str, ...], int]:
     """A step's place: which maps, in which phases, beyond how many tokens."""
-    words = [w.strip() for w in s.where.split(",")]
-    beyond = [w for w in words if w.startswith("beyond ") and w[7:].isdigit()]
-    phases = tuple(w for w in words if w in PHASES)
-    rest = [w for w in words if w not in PHASES and w not in beyond]
-    return ",".join(rest) or "*", phases or PHASES, max((int(w[7:]) for w in beyond), default=0)
+    words = words_of(s.where)
+    return rest_of(words), tuple(w for w in words if w in PHASES) or PHASES, max(lengths_of(words), default=0)
 
 
 def _check(s: Step) -> None:
@@ -141,19 +134,18 @@ def _fits(s: Step, site: Site) -> None:
 
 def _hidden(model: nn.Module, s: Step, where: str) -> list[tuple[Site, Group | None, nn.Module | None]]:
     """The MLPs of which `where` names a map."""
-    names = {x.name for x in sites(model, where)}
-    mlps = [g for g in every_group(model) if g.reader.role == "down" and names & {x.name for x in g.sites}]
-    if not mlps:
+    found = mlps(model, where)
+    if not found:
         roles = sorted({x.role for x in sites(model, where)})
         raise ValueError(
             f"'{s}': {s.method.name} listens to the hidden neurons of an MLP, and there is none at '{where}', which "
             f"names {', '.join(roles)} (of experts in one tensor no single neuron is heard); write '@ mlp' where the model has MLPs"
         )
-    if s.method.gated and (plain := next((g for g in mlps if len(g.writers) == 1), None)):  # type: ignore[attr-defined]
+    if s.method.gated and (plain := next((g for g in found if len(g.writers) == 1), None)):  # type: ignore[attr-defined]
         raise ValueError(
             f"{plain.name} has no gate, and {s.method.name} asks what one is multiplied by; write 'activations/cats {s.budget}'"
         )
-    return [(g.reader, g, _act(model, g)) for g in mlps]
+    return [(g.reader, g, _act(model, g)) for g in found]
 
 
 def _act(model: nn.Module, group: Group) -> nn.Module | None:
@@ -168,10 +160,6 @@ def _act(model: nn.Module, group: Group) -> nn.Module | None:
             "a gate of its inputs, such as activations/magnitude, needs none"
         )
     return found
-
-
-def remembers(p: Place) -> bool:
-    return isinstance(p.gate, Remembering)
 
 
 def scores(p: Place, x: Tensor) -> Tensor:

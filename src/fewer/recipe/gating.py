@@ -15,7 +15,8 @@ from fewer.kernels import gated_linear
 from fewer.kernels.gated_linear import MOST
 
 from .columns import by_columns, fits
-from .gates import Place, remembers, scores
+from .forwarded import forwarded
+from .gates import Place, scores
 from .passage import Passage, passing
 
 Original = Callable[..., Tensor]
@@ -34,20 +35,20 @@ class Gating:
     learning: float | None = None  # how far a model that learns with the gates has come, 0 to 1
     prices: list[Tensor] = field(default_factory=list)  # and what its hidden neurons cost since they were last taken
     memory: dict[Place, list[Tensor]] = field(default_factory=dict)  # a tensor for each row
-    opened: dict[Place, Tensor] = field(default_factory=dict)  # what the activation of a gated MLP said
+    opened: dict[Place, Tensor] = field(default_factory=dict)  # what a gate sees that is not what its map reads
     kept: dict[Place, Tensor] = field(default_factory=dict)  # inputs that were computed,
     asked: dict[Place, int] = field(default_factory=dict)  # and tokens that were gated
 
     def heard(self, p: Place, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the map hears in x's place, and what is added to what it says."""
-        seen = self._before(p, x) if p.before else x if p.act is None else self._gate(p, x)
+        seen = self._seen(p, x) if p.before or p.act is not None else x
         if self.hear is not None:
             self.hear(p, seen)
         if self.learning is not None and isinstance(p.gate, Pressed):
             self.prices.append(p.gate.penalty(x, self.learning))
         if p.budget.whole or (self.acting is not None and p not in self.acting):
             return x, None
-        if remembers(p):
+        if isinstance(p.gate, Remembering):
             return self._remembered(p, x, seen), None
         keep = self._keep(p, seen)
         when = self._when(p, x)
@@ -57,20 +58,16 @@ class Gating:
         rest = p.gate.rest(x.masked_fill(keep, 0), p.budget, p.stats)
         return p.gate.heard(x, keep), rest
 
-    def _gate(self, p: Place, x: Tensor) -> Tensor:
-        opened = self.opened.pop(p, None)
-        if opened is None or opened.shape != x.shape:
-            said = "nothing" if opened is None else f"{tuple(opened.shape)}"
-            raise ValueError(f"{p.name} reads {tuple(x.shape)}, and its MLP's activation said {said} before it")
-        return opened
-
-    def _before(self, p: Place, x: Tensor) -> Tensor:
-        """What the MLP heard whose neurons x are, or the first MLP."""
-        heard = self.opened.pop(p, None)
-        if heard is None or heard.shape[:-1] != x.shape[:-1]:
-            said = "nothing" if heard is None else f"{tuple(heard.shape)}"
-            raise ValueError(f"{p.name} reads {tuple(x.shape)}, and what is to name its neurons heard {said} before it")
-        return heard
+    def _seen(self, p: Place, x: Tensor) -> Tensor:
+        """What was kept for a place before its map is asked: what its MLP's activation said, or what a predictor hears."""
+        seen = self.opened.pop(p, None)
+        if seen is None or seen.shape[:-1] != x.shape[:-1] or (p.act is not None and seen.shape != x.shape):
+            there, whose = (
+                "nothing" if seen is None else f"{tuple(seen.shape)}",
+                "predictor" if p.before else "activation",
+            )
+            raise ValueError(f"{p.name} reads {tuple(x.shape)}, and its MLP's {whose} was given {there} before it")
+        return seen
 
     def _keep(self, p: Place, seen: Tensor) -> Tensor:
         if p.cut is not None:
@@ -172,7 +169,7 @@ def gating(model: nn.Module, places: Sequence[Place]) -> Iterator[Gating]:
         stack.enter_context(by_columns([p.site for p in engine.places]))
         stack.enter_context(passing(model, engine))
         for module, here in modules.items():
-            stack.enter_context(_around(module, _gated(engine, here)))
+            stack.enter_context(forwarded(module, _around(module.forward, _gated(engine, here))))
         for p in engine.places:
             if p.before:
                 stack.callback(_listen(engine, p).remove)
@@ -218,20 +215,11 @@ def _gated(engine: Gating, here: list[Place]) -> Callable[[Original, Tensor], Te
     return parts
 
 
-@contextlib.contextmanager
-def _around(module: nn.Module, say: Callable[[Original, Tensor], Tensor]) -> Iterator[None]:
-    """While this is open, a map's `forward` goes through `say`; afterwards it is what it was."""
-    before, original = vars(module).get("forward"), module.forward
+def _around(original: Original, say: Callable[[Original, Tensor], Tensor]) -> Original:
+    """A map's `forward` that goes through `say`, however x is handed over."""
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         (x,) = (*args, *kwargs.values())
         return say(original, x)
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
+    return forward

@@ -13,8 +13,8 @@ from fewer.attention.dfss import Dfss
 from fewer.attention.skip_softmax import SkipSoftmax
 from fewer.core.spell import spell
 
+from .phases import PHASES
 from .steps import Recipe, step
-from .ways import PHASES
 
 Keys = Mapping[str, Any]
 GROUP = {"targets", "ignore", "initial_disabled_steps", "algorithm"}

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +10,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from .forwarded import forwarded
+from .forwarded import forwarded, named
+from .phases import FEW
 
 if TYPE_CHECKING:
     from .gating import Gating
-
-FEW = 16  # new tokens that are a step of decoding
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ def passage_of(args: tuple, kwargs: dict[str, Any]) -> Passage | None:
     if not isinstance(ids, Tensor) or ids.ndim < 2 or "pixel_values" in kwargs:
         return None
     rows, new = ids.shape[:2]
-    cache = next((x for x in kwargs.values() if isinstance(x, Cache)), None)
-    past = cache.get_seq_length() if cache is not None else 0
+    past = kwargs[name].get_seq_length() if (name := named(kwargs)) else 0
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= new:
         mask = mask[:, : past + new].bool()
@@ -64,16 +61,15 @@ def passing(model: nn.Module, engine: "Gating") -> Iterator[None]:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         engine.passage = passage_of(args, kwargs)
-        for cache in kwargs.values():
-            if isinstance(cache, Cache):
-                _follow(cache, engine)
+        if name := named(kwargs):
+            _follow(kwargs[name], engine)
         try:
             return original(*args, **kwargs)
         finally:
             engine.passage = None
             engine.opened.clear()
 
-    with forwarded(model, wraps(original)(forward)):
+    with forwarded(model, forward):
         yield
 
 

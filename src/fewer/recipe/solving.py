@@ -19,9 +19,10 @@ from fewer.models.cache_layer import Asked
 from .hearing import WHOLE, acting, heard, slots_of
 from .meter import compared
 from .own import learns
+from .phases import PHASES
 from .steps import Recipe, Step
 from .timing import in_time
-from .ways import PHASES, Ways
+from .ways import Ways
 
 PARTS = 128  # shares that are tried are whole numbers of these
 WINDOWS, PLACES = 2, 8  # of the data, at most; queries of a window that stand for decoding

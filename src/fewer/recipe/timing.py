@@ -13,8 +13,9 @@ from fewer.kernels.attend_pages.cost import Decoding, estimate
 from fewer.models.cache_layer import Asked
 
 from .hearing import WHOLE, slots_of
+from .phases import beyond
 from .steps import Step
-from .ways import Ways, beyond
+from .ways import Ways
 
 LONGEST = 2**24
 

@@ -1,6 +1,5 @@
 """What the steps of a recipe mean for each attention module of a model: checked before anything runs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,9 +12,9 @@ from fewer.cache._store import PAGE
 from fewer.models.attention import attentions, attentions_at, kinds, rotary
 
 from .mixing import parts_of, shape_of
+from .phases import PHASES, lengths_of, rest_of, words_of
 from .steps import Recipe, Step, kind
 
-PHASES = ("prefill", "decode")
 TRAIN = "train"  # prefill of a model in training; its own phase where a step says so
 
 
@@ -149,22 +148,13 @@ def _project(module: nn.Module) -> Tensor | None:
 
 def _places(s: Step) -> tuple[str, list[str]]:
     """Which modules, and in which phases."""
-    words = [w.strip() for w in s.where.split(",")]
-    phases = [w for w in words if w in (*PHASES, TRAIN)] or list(getattr(s.method, "phases", PHASES))
-    return ",".join(w for w in words if w not in PHASES and not _BEYOND.fullmatch(w)) or "*", phases
-
-
-_BEYOND = re.compile(r"beyond (\d+)")
-
-
-def beyond(tokens: int) -> str:
-    """The word in a step's place for: where more tokens than these are remembered."""
-    return f"beyond {tokens}"
+    words = words_of(s.where)
+    return rest_of(words), [w for w in words if w in (*PHASES, TRAIN)] or list(getattr(s.method, "phases", PHASES))
 
 
 def _length(s: Step) -> int:
     """Up to how many tokens a pattern leaves decoding as it is."""
-    said = [int(form[1]) for w in s.where.split(",") if (form := _BEYOND.fullmatch(w.strip()))]
+    said = lengths_of(words_of(s.where))
     if said and s.axis == "cache":
         raise ValueError(f"'{s}': a cache forgets at any length; leave out 'beyond {said[0]}'")
     return max(said, default=0)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewer.attention import Held, Learnt, Mass, Shape, divergence, write_parts
+from fewer.attention import Held, Learnt, Mass, Shape, divergence
 from fewer.attention._act import allowed_slots
 from fewer.core import Budget
 from fewer.kernels._scores import scores
@@ -18,7 +18,8 @@ from fewer.models.cache_layer import Asked, Engine, Memory
 
 from .kept import Kept, job_of
 from .learner import Learner
-from .loop import Told, Training, train
+from .loop import Told, Training
+from .parts import train_parts
 
 CHUNK = 256  # queries whose true attention is in memory at once, or a block of them
 
@@ -59,12 +60,8 @@ class Distilled(Learner[Learnt]):
                 self.model(input_ids=batch.to(device_of(self.model)), use_cache=False)
             return torch.stack(listening.costs).mean()
 
-        every = {f"{name}.{part}": t for name, some in parts.items() for part, t in some.items()}
         kept = Kept(self.out, self._key(method, batches), force=self.force)
-        train(every, loss, batches, self.how, kept, self.told)
-        write_parts(self.out, parts, {"method": repr(replace(method, file="", parts=Held()))})  # type: ignore[type-var]
-        kept.finish()
-        return replace(method, file=str(self.out), parts=Held())  # type: ignore[type-var]
+        return train_parts(method, parts, loss, batches, self.out, kept, self.how, self.told)
 
     def _key(self, method: Learnt, batches: list[Tensor]) -> str:
         """Which job this is: the same would be learnt by the same one only."""

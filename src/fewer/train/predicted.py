@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from fewer.activations import SHARED, Predictor
 from fewer.calibrate import Stats
-from fewer.calibrate.held import Held, write_parts
+from fewer.calibrate.held import Held
 from fewer.core import Budget, Group
 from fewer.measure import Score, set_recall
 from fewer.measure.quality import at_rest, device_of
-from fewer.models import sites
-from fewer.models.groups import every_group
+from fewer.models.groups import mlps
 from fewer.select import select
 
 from .kept import Kept, job_of
 from .learner import Learner
-from .loop import Told, Training, train
+from .loop import Told, Training
 from .masks import Judge, next_token
+from .parts import train_parts
 
 Parts = dict[str, dict[str, Tensor]]
 
@@ -46,26 +46,22 @@ class Predicted(Learner[Predictor]):
 
     def fit(self, method: Predictor, budget: Budget, batches: Iterable[Tensor]) -> Predictor:
         batches = list(batches)
-        mlps = mlps_at(self.model, self.where)
-        for mlp in mlps:
+        found = mlps_at(self.model, self.where)
+        for mlp in found:
             budget.check(1, mlp.units)
-        parts = self._first(method, mlps)
+        parts = self._first(method, found)
 
         def loss(batch: Tensor, progress: float) -> Tensor:
-            heard = hear(self.model, mlps, batch, method, self.judge)
+            heard = hear(self.model, found, batch, method, self.judge)
             each = [_of(method, parts, name).loss(x, select(worth, budget)) for name, (x, worth) in heard.items()]
             return torch.stack(each).mean()
 
-        every = {f"{name}.{part}": t for name, some in parts.items() for part, t in some.items()}
         kept = Kept(self.out, self._key(method, budget, batches), force=self.force)
-        train(every, loss, batches, self.how, kept, self.told)
-        write_parts(self.out, parts, {"method": repr(replace(method, file="", parts=Held()))})  # type: ignore[type-var]
-        kept.finish()
-        return replace(method, file=str(self.out), parts=Held())  # type: ignore[type-var]
+        return train_parts(method, parts, loss, batches, self.out, kept, self.how, self.told)
 
-    def _first(self, method: Predictor, mlps: Sequence[Group]) -> Parts:
+    def _first(self, method: Predictor, found: Sequence[Group]) -> Parts:
         make, parts = torch.Generator().manual_seed(self.how.seed), Parts()
-        for mlp in mlps:
+        for mlp in found:
             for name, t in method.begin(mlp.writers[0].shape[1], mlp.units, make).items():
                 mine = parts.setdefault(SHARED if name.startswith("shared_") else mlp.reader.name, {})
                 if name not in mine:
@@ -79,8 +75,7 @@ class Predicted(Learner[Predictor]):
 
 def mlps_at(model: nn.Module, where: str) -> list[Group]:
     """The MLPs of which `where` names a map. ValueError: none."""
-    names = {s.name for s in sites(model, where)}
-    found = [g for g in every_group(model) if g.reader.role == "down" and names & {s.name for s in g.sites}]
+    found = mlps(model, where)
     if not found:
         raise ValueError(f"there is no MLP at '{where}' whose neurons could be predicted; write 'mlp'")
     return found
@@ -88,14 +83,14 @@ def mlps_at(model: nn.Module, where: str) -> list[Group]:
 
 def hear(
     model: nn.Module,
-    mlps: Sequence[Group],
+    found: Sequence[Group],
     ids: Int[Tensor, "windows length"],
     method: Predictor,
     judge: Judge = next_token,
 ) -> dict[str, tuple[Float[Tensor, "tokens in"], Float[Tensor, "tokens neurons"]]]:
     """Of each MLP, by the name of its `down`: what its predictor hears, and how much each neuron truly matters."""
-    ids, names = ids.to(device_of(model)), [m.reader.name for m in mlps]
-    with at_rest(model), torch.set_grad_enabled(method.feels), _heard(mlps, method.feels) as (xs, hs):
+    ids, names = ids.to(device_of(model)), [m.reader.name for m in found]
+    with at_rest(model), torch.set_grad_enabled(method.feels), _heard(found, method.feels) as (xs, hs):
         if method.feels:
             loss = judge(model, ids)
             mine = [hs[n] for n in names]
@@ -114,11 +109,11 @@ def recalls(
     """What a learnt predictor finds of the neurons that a budget keeps of the true scores, MLP by MLP, on `tokens`; beside what
     those of the token before would find (`previous`), and chance (`random`). Windows are measured from their second token on.
     """
-    mlps = mlps_at(model, where)
+    here = mlps_at(model, where)
     found: dict[str, list[Score]] = {"predicted": [], "previous": [], "random": []}
     make = torch.Generator().manual_seed(0)
-    pieces = [hear(model, mlps, some, method) for some in tokens.split(4)]
-    for name in (m.reader.name for m in mlps):
+    pieces = [hear(model, here, some, method) for some in tokens.split(4)]
+    for name in (m.reader.name for m in here):
         x, worth = (torch.cat([p[name][i] for p in pieces]).unflatten(0, tokens.shape) for i in (0, 1))
         right = select(worth, budget)
         with torch.no_grad():
@@ -134,7 +129,7 @@ def _of(method: Predictor, parts: Parts, name: str) -> Predictor:
 
 
 @contextlib.contextmanager
-def _heard(mlps: Sequence[Group], slopes: bool) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _heard(found: Sequence[Group], slopes: bool) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """What each MLP hears, and its hidden neurons; with `slopes`, those of the first are where gradients end."""
     xs: dict[str, Tensor] = {}
     hs: dict[str, Tensor] = {}
@@ -144,7 +139,7 @@ def _heard(mlps: Sequence[Group], slopes: bool) -> Iterator[tuple[dict[str, Tens
         return (hs[name],)
 
     with contextlib.ExitStack() as stack:
-        for mlp in mlps:
+        for mlp in found:
             name, writer, reader = mlp.reader.name, mlp.writers[0].module, mlp.reader.module
             keep = writer.register_forward_pre_hook(lambda _, args, n=name: xs.update({n: args[0].detach()}))
             stack.callback(keep.remove)
